@@ -1,0 +1,364 @@
+"""Run directories and checkpoints: written whole or not at all, found again by content, resumed after a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from unsharp import config, runtime
+from unsharp.errors import UserError, listed
+
+RUN_FILE = "run.json"
+MODEL_FILE = "model.safetensors"
+RESUME_FILE = "resume.pt"
+METADATA_KEY = "unsharp"
+PREFIXES = ("module.", "_orig_mod.")
+NESTED = ("state_dict", "model", "model_state_dict", "net", "weights")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run directory.
+
+    Args:
+        path: The directory.
+        stage: What made it ("train", "unlearn", ...).
+        config: The whole configuration of the work, as plain values.
+        provenance: Versions, machine, time: what the result may depend on beyond the configuration.
+        reused: True if the work was found done.
+    """
+
+    path: Path
+    stage: str
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    reused: bool = False
+
+    def file(self, name: str) -> Path:
+        """The path of one of the run's files."""
+        return self.path / name
+
+    def json(self, name: str) -> Any:
+        """The content of one of the run's JSON files."""
+        return config.read_json(self.path / name)
+
+
+def open_run(path: str | Path, stage: str | None = None) -> Run:
+    """The finished run at `path`. Raises: UserError if there is none, or it is of another stage."""
+    path = Path(path)
+    if not (path / RUN_FILE).is_file():
+        raise UserError(f"{path} is not a finished run (no {RUN_FILE}); give the directory that a command wrote")
+    values = config.read_json(path / RUN_FILE)
+    if stage is not None and values.get("stage") != stage:
+        raise UserError(f"{path} is a {values.get('stage')!r} run, a {stage!r} run is needed")
+    return Run(path, values["stage"], values["config"], values["provenance"])
+
+
+def remove_run(run: Run) -> None:
+    """Delete a run directory."""
+    shutil.rmtree(run.path)
+
+
+class Workspace:
+    """The place where a run grows before it gets its name; nothing in it is visible as a result."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def file(self, name: str) -> Path:
+        """Where a result file of that name is to be written."""
+        return self.path / name
+
+    def write_json(self, name: str, values: Any) -> None:
+        """Write a JSON file, whole."""
+        write_json(self.path / name, values)
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Keep the state from which a killed run goes on."""
+        with atomic(self.path / RESUME_FILE) as temporary:
+            torch.save(dict(state), temporary)
+
+    def load_state(self, device: torch.device) -> dict[str, Any] | None:
+        """The state that was kept last, or None."""
+        path = self.path / RESUME_FILE
+        return torch.load(path, map_location=device, weights_only=True) if path.exists() else None
+
+
+def perform(
+    path: str | Path,
+    stage: str,
+    settings: dict[str, Any],
+    work: Callable[[Workspace], None],
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> Run:
+    """Do `work` into the run directory `path`, or find it done.
+
+    The work fills a hidden directory beside `path`, which is renamed when everything in it is written. After a kill the
+    next call with the same settings finds the hidden directory and goes on.
+
+    Args:
+        path: The run directory.
+        stage: What the work is ("train").
+        settings: The whole configuration of the work, as plain values; identical settings are identical work.
+        work: Fills the workspace.
+        provenance: What else to record.
+        force: Do it again, and replace what is there once the new run is whole.
+
+    Raises:
+        UserError: if `path` holds other work, is in use by another process, or cannot be written.
+    """
+    path = Path(path)
+    settings = config.to_dict(settings)
+    if path.exists():
+        found = _same_run(path, stage, settings, force)
+        if found is not None:
+            return found
+    partial = path.parent / f".{path.name}.partial"
+    with writing(path), _locked(partial):
+        if not _continues(partial, settings, force):
+            _clear(partial)
+            write_json(partial / "settings.json", settings)
+        work(Workspace(partial))
+        (partial / RESUME_FILE).unlink(missing_ok=True)
+        (partial / "settings.json").unlink(missing_ok=True)
+        values = {
+            "stage": stage,
+            "config": settings,
+            "hash": config.digest(settings),
+            "provenance": {**runtime.describe(torch.device("cpu")), **(provenance or {}), **_circumstances()},
+        }
+        write_json(partial / RUN_FILE, values)
+        (partial / ".lock").unlink(missing_ok=True)
+        _swap(partial, path)
+    return Run(path, stage, settings, values["provenance"])
+
+
+@contextlib.contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Turn failures to write at `path` (no permission, no space) into a UserError that names it."""
+    try:
+        _make_directory(Path(path).parent)
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"the disk of {path} is full; free some space and call again, the run goes on") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"{path} cannot be written ({os.strerror(error.errno)}); choose another --out") from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its name when the block ends well, and is removed when it does not."""
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, values: Any) -> None:
+    """Write plain values (or a configuration) as JSON, whole; NaN and infinities are refused."""
+    text = json.dumps(config.to_dict(values), indent=2, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, whole."""
+    with writing(path), atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def save_model(path: str | Path, model: nn.Module, metadata: Mapping[str, Any]) -> None:
+    """Write the model's state as safetensors; tensors that share memory are stored once.
+
+    Args:
+        path: The file.
+        model: Any module.
+        metadata: Plain values, stored in the file's header.
+    """
+    stored: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, tensor in model.state_dict().items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.device) if tensor.numel() else (name,)
+        if key in seen:
+            aliases[name] = seen[key]
+        else:
+            seen[key] = name
+            stored[name] = tensor.detach().cpu().contiguous()
+    header = {METADATA_KEY: json.dumps({**config.to_dict(metadata), "aliases": aliases})}
+    with writing(path), atomic(path) as temporary:
+        save_file(stored, temporary, metadata=header)
+
+
+def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a checkpoint by name, and its metadata (empty for foreign ones).
+
+    Understands safetensors, and `.pt`/`.pth`/`.bin` files of plain tensors; a state dict nested under `state_dict` or
+    `model`, and the prefixes `module.` and `_orig_mod.`, are unwrapped.
+
+    Raises:
+        UserError: if the file is missing, damaged, or holds anything but tensors and plain values.
+    """
+    path = Path(path)
+    if path.is_dir() and (path / MODEL_FILE).is_file():
+        path = path / MODEL_FILE
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} does not exist")
+    metadata: dict[str, Any] = {}
+    if path.suffix == ".safetensors":
+        weights, metadata = _read_safetensors(path)
+    else:
+        weights = _unwrap(_read_torch(path), path)
+    for alias, name in metadata.pop("aliases", {}).items():
+        weights[alias] = weights[name]
+    return (weights if metadata else _without_prefixes(weights)), metadata
+
+
+def load_into(model: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
+    """Load a state dict into the model. Raises: UserError naming the keys and shapes that differ."""
+    own = model.state_dict()
+    problems = []
+    if missing := sorted(set(own) - set(weights)):
+        problems.append(f"{len(missing)} keys are missing ({listed(missing, 3)})")
+    if extra := sorted(set(weights) - set(own)):
+        problems.append(f"{len(extra)} keys are unknown ({listed(extra, 3)})")
+    if wrong := [k for k in own if k in weights and weights[k].shape != own[k].shape]:
+        shapes = [f"{k}: file {tuple(weights[k].shape)}, network {tuple(own[k].shape)}" for k in wrong]
+        problems.append(f"{len(wrong)} shapes differ ({listed(shapes, 2)})")
+    if problems:
+        raise UserError(f"{what} does not fit the network: {'; '.join(problems)}; name the right --arch")
+    model.load_state_dict(dict(weights))
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(METADATA_KEY)
+            metadata = json.loads(header) if header else {}
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"checkpoint {path} is damaged or not safetensors ({error}); fetch or write it again") from None
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"checkpoint {path} is damaged or holds more than tensors ({reason[:120]}); such a file can run code and "
+            "is not opened: save the state_dict as safetensors"
+        ) from None
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    for _ in range(3):
+        inner = next(
+            (content[k] for k in NESTED if isinstance(content, Mapping) and isinstance(content.get(k), Mapping)), None
+        )
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"checkpoint {path} holds no state dict (a mapping from names to tensors)")
+    return dict(content)
+
+
+def _without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    changed = True
+    while changed:
+        changed = False
+        for prefix in PREFIXES:
+            if weights and all(k.startswith(prefix) for k in weights):
+                weights = {k.removeprefix(prefix): v for k, v in weights.items()}
+                changed = True
+    return weights
+
+
+def _same_run(path: Path, stage: str, settings: Any, force: bool) -> Run | None:
+    if not (path / RUN_FILE).is_file():
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+            return None
+        raise UserError(f"{path} exists and is not a run of unsharp; choose another --out, it is left as it is")
+    if force:
+        return None
+    run = open_run(path)
+    if run.stage == stage and run.config == settings:
+        return Run(run.path, run.stage, run.config, run.provenance, reused=True)
+    changed = config.differences({"stage": run.stage, **run.config}, {"stage": stage, **settings})
+    raise UserError(f"{path} holds another run ({listed(changed, 3)}); choose another --out, or --force to replace it")
+
+
+def _continues(partial: Path, settings: Any, force: bool) -> bool:
+    try:
+        return not force and json.loads((partial / "settings.json").read_text()) == settings
+    except (OSError, ValueError):
+        return False
+
+
+def _clear(directory: Path) -> None:
+    for entry in directory.iterdir():
+        if entry.name != ".lock":
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Hold the directory for this process; the lock goes with the process, however it ends."""
+    directory.mkdir(exist_ok=True)
+    with open(directory / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is at work on {directory.name[1:-8]}; wait for it to end") from None
+        yield
+
+
+def _make_directory(path: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "no permission", str(path))
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Give the new directory its name; one that stood there is gone only afterwards."""
+    if path.exists():
+        old = path.parent / f".{path.name}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(path, old)
+        os.replace(new, path)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(new, path)
+
+
+def _circumstances() -> dict[str, Any]:
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return {"versions": runtime.versions(), "finished": now}

@@ -1,0 +1,64 @@
+"""Progress of long work: a bar with the remaining time on standard error, or nothing."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+
+class Progress:
+    """Takes note of progress and shows nothing; the base of those that do."""
+
+    def start(self, label: str, total: int, done: int = 0) -> None:
+        """Begin a piece of work of `total` steps, of which `done` are finished already."""
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """Count `n` more steps."""
+
+    def finish(self) -> None:
+        """End the piece of work."""
+
+
+SILENT = Progress()
+
+
+class BarProgress(Progress):
+    """A bar with the remaining time, on standard error; use it as a context manager."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self._rich = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+        )
+        self._task: Any = None
+
+    def __enter__(self) -> BarProgress:
+        self._rich.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._rich.stop()
+
+    def start(self, label: str, total: int, done: int = 0) -> None:
+        self._task = self._rich.add_task(label, total=total, completed=done, note="")
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        if self._task is not None:
+            self._rich.advance(self._task, n)
+            if note:
+                self._rich.update(self._task, note=note)
+
+    def finish(self) -> None:
+        if self._task is not None:
+            task = self._rich.tasks[self._rich.task_ids.index(self._task)]
+            self._rich.update(self._task, completed=task.total)
+            self._task = None
