@@ -1,0 +1,54 @@
+"""What a user says about the data, as one typed value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from unsharp.data.augment import AUGMENTATIONS
+from unsharp.errors import UserError, unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which data, and how the network receives them."""
+
+    name: str = "digits"
+    """Source: `unsharp list data` names them."""
+    dir: str | None = None
+    """Local directory (hub layout or image folder) or .npz file; None downloads from the hub."""
+    test_dir: str | None = None
+    """Directory or .npz file of the test set, where it is not part of `dir`."""
+    size: int | None = None
+    """Side in pixels: shorter side resized to it, centre cropped; None keeps the source's own size."""
+    mean: tuple[float, ...] | None = None
+    """Mean per channel on the scale [0, 1] (one value or one per channel); None takes the source's."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation per channel on the scale [0, 1]; None takes the source's."""
+    augment: str = "auto"
+    """Augmentation while training: auto, none, crop, flip, crop_flip, resized_crop_flip."""
+    id_column: str | None = None
+    """Column (or key of the .npz) with a stable id for each sample; None takes the position in the source."""
+    label_column: str | None = None
+    """Column (or key of the .npz) of the labels; None takes the source's own."""
+    image_column: str | None = None
+    """Column (or key of the .npz) of the images; None takes the source's own."""
+    classes: int | None = None
+    """Keep the first so many classes only."""
+    per_class: int | None = None
+    """Keep the first so many training samples of each class only."""
+    class_order: str | None = None
+    """Text file with one class name per line, in the order of the network's outputs."""
+    workers: int = 0
+    """Processes that decode a set too large for the device; results do not depend on it."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "classes", "per_class"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        if self.workers < 0:
+            raise UserError(f"workers must be at least 0, got {self.workers}")
+        if self.augment != "auto" and self.augment not in AUGMENTATIONS:
+            raise unknown("augmentation", self.augment, ["auto", *AUGMENTATIONS])
+        if self.std is not None and not all(s > 0 for s in self.std):
+            raise UserError(f"std must be above 0 in each channel, got {self.std}")
