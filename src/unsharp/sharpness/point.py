@@ -1,0 +1,126 @@
+"""The weights of one step, and the one way to evaluate a gradient at them or beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from unsharp.errors import UserError
+from unsharp.sharpness.replay import Replay
+
+Gradients = list[Tensor | None]
+
+
+class Point:
+    """Where a phase stands: its weights w, its region, and its gradient ∇L at w and at w + offset.
+
+    Args:
+        params: The trainable tensors, in a fixed order.
+        evaluate: Clears the gradients, runs forward and backward of the phase's own signed loss L, returns L (0-d).
+        replay: Protects buffers and random state in every pass but the first.
+        region: Per tensor a 0/1 mask of the coordinates that may move, or None where all may.
+        names: Names of the tensors, for rules that treat some differently.
+        evaluate_perturb: Like `evaluate`, for another objective from which the perturbation comes; it forwards the
+            same batches in the same order, since its pass is the one that moves the buffers.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        evaluate: Callable[[], Tensor],
+        replay: Replay,
+        *,
+        region: Sequence[Tensor | None] | None = None,
+        names: Sequence[str] | None = None,
+        evaluate_perturb: Callable[[], Tensor] | None = None,
+    ) -> None:
+        self.params = params
+        self.region = region
+        self.names = names
+        self.loss: Tensor | None = None
+        self.has_own_perturbation = evaluate_perturb is not None
+        self._evaluate = evaluate
+        self._evaluate_perturb = evaluate_perturb
+        self._replay = replay
+
+    def gradient(self) -> Gradients:
+        """∇L(w): the pass that moves buffers and random state. Entries are None where L does not depend on a tensor."""
+        with self._replay.first():
+            return self._run(self._evaluate)
+
+    def perturbation_gradient(self) -> Gradients:
+        """∇ of the perturbation's own objective at w; it takes the place of `gradient` as the pass that counts."""
+        if self._evaluate_perturb is None:
+            raise ValueError("this phase has no perturb_objective")
+        with self._replay.first():
+            return self._run(self._evaluate_perturb)
+
+    def gradient_at(self, offset: Gradients | None) -> Gradients:
+        """∇L(w + offset) on the same batch and draws (None: at w); w comes back from a copy, to the bit.
+
+        `offset` is used up: its tensors are dead once added, and their memory is the second pass's.
+        """
+        moved = [(p.data, o) for p, o in zip(self.params, offset or ()) if o is not None]
+        weights, offsets = [w for w, _ in moved], [o for _, o in moved]
+        kept = [w.clone() for w in weights]
+        del moved
+        if offset is not None:
+            offset.clear()
+        try:
+            if weights:
+                torch._foreach_add_(weights, offsets)
+                offsets.clear()
+            with self._replay.again():
+                return self._run(self._evaluate)
+        finally:
+            if weights:
+                torch._foreach_copy_(weights, kept)
+
+    def first_loss(self) -> Tensor:
+        """The value (0-d) of the first evaluation of this step, or of a later one that was not finite."""
+        if self.loss is None:
+            raise ValueError("nothing was evaluated at this point")
+        return self.loss
+
+    def _run(self, evaluate: Callable[[], Tensor]) -> Gradients:
+        with torch.enable_grad():
+            loss = evaluate()
+        value = loss.detach() if isinstance(loss, Tensor) else torch.as_tensor(float(loss))
+        self.loss = value if self.loss is None else torch.where(torch.isfinite(value), self.loss, value)
+        return take_gradients(self.params)
+
+
+def take_gradients(params: Sequence[Tensor]) -> Gradients:
+    """Move the gradients out of the parameters, so that the next backward pass starts from none."""
+    grads: Gradients = []
+    for p in params:
+        g = p.grad
+        if g is not None and g.is_sparse:
+            raise UserError("sparse gradients are not supported: build the embedding with sparse=False")
+        # a view into a communication bucket would be overwritten by the next backward pass
+        grads.append(g.clone() if g is not None and g._is_view() else g)
+        p.grad = None
+    return grads
+
+
+@torch.no_grad()
+def keep_region(grads: Gradients, region: Sequence[Tensor | None] | None) -> None:
+    """Zero the gradients outside the region, in place; NaN stays NaN, so that it is noticed."""
+    if region is not None:
+        for g, m in zip(grads, region):
+            if g is not None and m is not None:
+                g.mul_(m)
+
+
+@torch.no_grad()
+def global_norm(grads: Gradients) -> Tensor:
+    """‖g‖₂ over all tensors, 0-d on the first tensor's device, in at least float32; 0 where there is none."""
+    present = [g for g in grads if g is not None]
+    if not present:
+        return torch.zeros(())
+    dtype = reduce(torch.promote_types, {g.dtype for g in present}, torch.float32)
+    norms = torch._foreach_norm(present, 2, dtype)
+    return torch.linalg.vector_norm(torch.stack([n.to(present[0].device) for n in norms]))

@@ -1,0 +1,252 @@
+"""One optimiser step in which frozen coordinates and non-finite gradients leave no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from unsharp.errors import NonFiniteError, UserError
+from unsharp.sharpness.point import Gradients, global_norm, keep_region
+from unsharp.sharpness.replay import Replay
+
+NEEDS_CLOSURE = ("LBFGS", "SAM")
+NEEDS_SPARSE = ("SparseAdam",)
+NO_SEPARABLE_STATE = ("Adafactor", "LAMB", "Lamb", "LARS", "Lars", "Muon", "Shampoo", "SOAP")
+"""Optimisers whose update mixes coordinates: masked weights stand still under them too, but their state at a masked
+coordinate depends on the others'."""
+HOST_STATE = ("ASGD", "NAdam")
+"""Optimisers that keep more than a step counter on the host; a step that turns out broken later could not be undone."""
+
+
+def check_base(base: type[torch.optim.Optimizer]) -> None:
+    """Refuse optimisers that cannot be the base of a sharpness rule.
+
+    Raises:
+        UserError: for one that evaluates a closure by itself or works on sparse gradients only.
+    """
+    if base.__name__ in NEEDS_CLOSURE:
+        raise UserError(f"optimizer {base.__name__} evaluates its own closure several times; take SGD or AdamW")
+    if base.__name__ in NEEDS_SPARSE:
+        raise UserError(f"optimizer {base.__name__} needs sparse gradients, which are not supported; take Adam")
+
+
+class Stepper:
+    """Takes the optimiser's step so that only coordinates of the region move, and nothing moves on a broken gradient.
+
+    Whatever the base optimiser does with momentum, decay or adaptive state, a coordinate outside the region keeps its
+    bits, and so does the elementwise optimiser state there: both are put back from a copy.
+
+    Args:
+        optimizer: The base optimiser; any but those that `check_base` refuses.
+        params: The trainable tensors, as the optimiser knows them, in a fixed order.
+        region: Per tensor a 0/1 mask of the coordinates that may move, or None where all may.
+        check_every: 1 decides on the host, at once, whether a gradient is finite. A larger value decides on the device
+            and reads the flag every so many steps; meanwhile nothing moves any more.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        params: Sequence[Tensor],
+        region: Sequence[Tensor | None] | None = None,
+        *,
+        check_every: int = 1,
+    ) -> None:
+        check_base(type(optimizer))
+        if check_every < 1:
+            raise UserError(f"check_every must be at least 1, got {check_every}")
+        self.optimizer = optimizer
+        self.check_every = 1 if type(optimizer).__name__ in HOST_STATE else check_every
+        self.steps = 0
+        self._params = list(params)
+        self._region = [None if m is None or bool(m.all()) else m.bool() for m in region or [None] * len(self._params)]
+        self._idle = [m is not None and not bool(m.any()) for m in self._region]
+        self._healthy: Tensor | None = None
+        self._healthy_steps: Tensor | None = None
+
+    def step(
+        self,
+        grads: Gradients,
+        loss: Tensor,
+        replay: Replay,
+        *,
+        scaler: torch.amp.GradScaler | None = None,
+        clip_norm: float | None = None,
+    ) -> None:
+        """Step with `grads`, kept to the region.
+
+        Args:
+            grads: One per tensor, in the order of `params`; scaled if there is a scaler. They are consumed.
+            loss: The loss of this step, 0-d.
+            replay: Holds what the passes of this step did to buffers, which a broken step undoes.
+            scaler: Unscales the gradient once, and skips the step on overflow.
+            clip_norm: Upper bound on the final gradient's norm.
+
+        Raises:
+            NonFiniteError: if loss or gradient is not finite and there is no scaler; weights, buffers and optimiser
+                state are then as before.
+        """
+        keep_region(grads, self._region)
+        for p, g, idle in zip(self._params, grads, self._idle):
+            p.grad = None if idle else g
+        grads.clear()
+        if scaler is not None and scaler.is_enabled():
+            self._scaled_step(scaler, replay, clip_norm)
+        else:
+            self._plain_step(loss, replay, clip_norm)
+        self.steps += 1
+        for p in self._params:
+            p.grad = None
+        if self._healthy is not None and self.steps % self.check_every == 0:
+            self.check()
+
+    def check(self) -> None:
+        """Read the device's flag now. Raises: NonFiniteError if a step since the last check was not finite."""
+        if self._healthy is None or self._healthy_steps is None or bool(self._healthy):
+            return
+        first_bad = int(self._healthy_steps)
+        self._take_back_counters(self.steps - first_bad)
+        self.steps, self._healthy = first_bad, None
+        raise _non_finite(first_bad + 1)
+
+    def _plain_step(self, loss: Tensor, replay: Replay, clip_norm: float | None) -> None:
+        norm = global_norm([p.grad for p in self._params])
+        finite = torch.isfinite(norm) & torch.isfinite(loss.detach()).to(norm.device)
+        if self.check_every == 1:
+            if not bool(finite):
+                replay.roll_back(False)
+                for p in self._params:
+                    p.grad = None
+                raise _non_finite(self.steps + 1)
+            replay.roll_back(True)
+            self._clip(norm, clip_norm)
+            self._frozen_step(None)
+            return
+        if self._healthy is None or self._healthy_steps is None:
+            self._healthy = torch.ones((), dtype=torch.bool, device=norm.device)
+            self._healthy_steps = torch.full((), self.steps, dtype=torch.int64, device=norm.device)
+        self._healthy &= finite
+        self._healthy_steps += self._healthy
+        replay.roll_back(self._healthy)
+        self._clip(norm, clip_norm)
+        self._frozen_step(self._healthy)
+
+    def _scaled_step(self, scaler: torch.amp.GradScaler, replay: Replay, clip_norm: float | None) -> None:
+        scaler.unscale_(self.optimizer)
+        if clip_norm is not None:
+            self._clip(global_norm([p.grad for p in self._params]), clip_norm)
+        before, new = self._copies(None), self._without_state()
+        scaler.step(self.optimizer)
+        self._put_back(before, None)
+        found = scaler._per_optimizer_states[id(self.optimizer)]["found_inf_per_device"]
+        overflow = torch.stack([f.reshape(()) for f in found.values()]).sum() > 0 if found else torch.tensor(False)
+        self._settle(new, ~overflow)
+        replay.roll_back(not bool(overflow))
+
+    def _frozen_step(self, healthy: Tensor | None) -> None:
+        """The optimiser's step; then everything outside the region, and everything if unhealthy, is put back."""
+        if healthy is not None and getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            # the one-kernel optimisers skip a step by themselves when they are handed this flag
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, (~healthy).float()  # pyright: ignore
+            before, new = self._copies(None), self._without_state()
+            self.optimizer.step()
+            del self.optimizer.grad_scale, self.optimizer.found_inf  # pyright: ignore
+            self._put_back(before, None)
+            self._settle(new, healthy)
+            return
+        before = self._copies(healthy)
+        self.optimizer.step()
+        self._put_back(before, healthy)
+
+    @torch.no_grad()
+    def _clip(self, norm: Tensor, clip_norm: float | None) -> None:
+        if clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._params, clip_norm, norm)
+
+    @torch.no_grad()
+    def _copies(self, healthy: Tensor | None) -> dict[int, tuple[Tensor, dict[str, Tensor]]]:
+        """Weights and elementwise state, before the step, of every tensor that may have to be put back."""
+        return {
+            i: (p.detach().clone(), {k: v.clone() for k, v in self._elementwise_state(p).items()})
+            for i, (p, m) in enumerate(zip(self._params, self._region))
+            if p.grad is not None and (m is not None or healthy is not None)
+        }
+
+    @torch.no_grad()
+    def _put_back(self, before: dict[int, tuple[Tensor, dict[str, Tensor]]], healthy: Tensor | None) -> None:
+        for i, (weights, states) in before.items():
+            p, keep = self._params[i], self._region[i]
+            if keep is None:
+                keep = healthy
+            elif healthy is not None:
+                keep = keep & healthy.to(keep.device)
+            if keep is None:
+                continue
+            p.data.copy_(torch.where(keep, p.data, weights))
+            for name, now in self._elementwise_state(p).items():
+                old = states.get(name)
+                now.copy_(torch.where(keep, now, self._fresh(p, name) if old is None else old))
+
+    def _without_state(self) -> list[Tensor]:
+        return [p for p in self._params if p.grad is not None and not self.optimizer.state.get(p)]
+
+    @torch.no_grad()
+    def _settle(self, new: Sequence[Tensor], ok: Tensor) -> None:
+        """A one-kernel optimiser that skips a tensor's first step leaves its new state unwritten; this clears it."""
+        for p in new:
+            for name, now in self._elementwise_state(p).items():
+                now.copy_(torch.where(ok.to(now.device), now, self._fresh(p, name)))
+
+    def _elementwise_state(self, p: Tensor) -> dict[str, Tensor]:
+        state = self.optimizer.state.get(p, {})
+        return {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == p.shape and k != "step"}
+
+    def _fresh(self, p: Tensor, name: str) -> Tensor:
+        """What a state entry that this step made holds where the step must not count: its value before any step."""
+        value = 0.0
+        if isinstance(self.optimizer, torch.optim.Rprop) and name == "step_size":
+            value = next(g["lr"] for g in self.optimizer.param_groups if any(q is p for q in g["params"]))
+        return torch.as_tensor(value, dtype=p.dtype, device=p.device)
+
+    def _take_back_counters(self, n_steps: int) -> None:
+        """Step counters that live on the host counted on while the device stood still."""
+        if getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            return
+        for state in self.optimizer.state.values():
+            if "step" in state:
+                state["step"] -= n_steps
+
+
+def _non_finite(step: int) -> NonFiniteError:
+    return NonFiniteError(
+        f"loss or gradient was not finite at step {step}; weights, buffers and optimiser state are those before it. "
+        "Lower the learning rate or rho, clip the gradient (clip_norm), or use precision float32"
+    )
+
+
+def validate_region(params: Sequence[Tensor], region: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The region as bool tensors on the parameters' devices.
+
+    Raises:
+        UserError: if its length, a shape or a value does not fit.
+    """
+    if len(region) != len(params):
+        raise UserError(f"mask has {len(region)} tensors for {len(params)} parameters; give one 0/1 tensor for each")
+    checked: list[Tensor | None] = []
+    for i, (p, m) in enumerate(zip(params, region)):
+        if m is None:
+            checked.append(None)
+            continue
+        if not isinstance(m, Tensor):
+            raise UserError(
+                f"mask {i} must be a 0/1 tensor or None, got {type(m).__name__}; a mask by name goes in as its values, "
+                "in the order of the parameters"
+            )
+        if m.shape != p.shape:
+            raise UserError(f"mask {i} has shape {tuple(m.shape)}, its parameter has {tuple(p.shape)}")
+        if m.dtype != torch.bool and not bool(((m == 0) | (m == 1)).all()):
+            raise UserError(f"mask {i} must hold 0 and 1 only; threshold it first")
+        checked.append(m.to(p.device).bool())
+    return checked
