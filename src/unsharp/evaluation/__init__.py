@@ -1,0 +1,23 @@
+"""How well the forget set was removed: accuracies, ToW, membership inference; each metric says how it is to be read."""
+
+from unsharp.evaluation.metrics import METRICS, Metric, attacks, gap, measure, reasons, register
+from unsharp.evaluation.predictions import Evidence, Outputs, Predictions, evaluating, predict
+from unsharp.evaluation.suite import Judged, judge, outputs
+
+__all__ = [
+    "METRICS",
+    "Evidence",
+    "Judged",
+    "Metric",
+    "Outputs",
+    "Predictions",
+    "attacks",
+    "evaluating",
+    "gap",
+    "judge",
+    "measure",
+    "outputs",
+    "predict",
+    "reasons",
+    "register",
+]

@@ -1,0 +1,177 @@
+"""What a network says about samples, as arrays: the only thing the metrics on outputs read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+
+from unsharp import runtime
+from unsharp.data.samples import Samples
+from unsharp.data.streams import evaluation_batches
+from unsharp.errors import UserError, listed
+
+NAMES = ("logits", "labels")
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The logits of one network on one set of samples, with the true labels.
+
+    Args:
+        logits: (n, K) float32, finite, n ≥ 1, K ≥ 2.
+        labels: (n,) int64 in [0, K).
+
+    Raises:
+        UserError: if a shape, a label or a logit is not as above.
+    """
+
+    logits: np.ndarray
+    labels: np.ndarray
+
+    def __post_init__(self) -> None:
+        logits = np.ascontiguousarray(self.logits, dtype=np.float32)
+        labels = np.ascontiguousarray(self.labels, dtype=np.int64)
+        if logits.ndim != 2 or logits.shape[0] < 1 or logits.shape[1] < 2:
+            raise UserError(f"logits must be (n ≥ 1 samples, K ≥ 2 classes), got shape {logits.shape}")
+        if labels.shape != logits.shape[:1]:
+            raise UserError(f"labels must be one per row of logits ({len(logits)}), got shape {labels.shape}")
+        outside = np.flatnonzero((labels < 0) | (labels >= logits.shape[1]))
+        if len(outside):
+            wrong = listed([int(v) for v in np.unique(labels[outside])])
+            raise UserError(f"labels must lie in [0, {logits.shape[1]}), the classes of the network; got {wrong}")
+        broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+        if len(broken):
+            raise UserError(
+                f"logits of {len(broken)} of {len(logits)} samples are NaN or infinite (first at row {broken[0]}): "
+                "the weights or the inputs are broken, or the precision is too low; try precision='float32'"
+            )
+        object.__setattr__(self, "logits", logits)
+        object.__setattr__(self, "labels", labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def save(self, path: str | Path) -> None:
+        """Write logits and labels to a safetensors file at `path`."""
+        save_file({"logits": self.logits, "labels": self.labels}, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Predictions:
+        """Read what `save` wrote. Raises: UserError if the file is missing, broken or of another kind."""
+        if not Path(path).is_file():
+            raise UserError(f"predictions file {str(path)!r} does not exist")
+        try:
+            arrays = load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"predictions file {str(path)!r} is not a whole safetensors file ({error})") from None
+        if set(arrays) != set(NAMES):
+            found = ", ".join(sorted(arrays)) or "nothing"
+            raise UserError(f"predictions file {str(path)!r} must hold logits and labels, it holds {found}")
+        return cls(**arrays)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The predictions of one network on the three sets of an unlearning task; `test` is None where there is none."""
+
+    retain: Predictions
+    forget: Predictions
+    test: Predictions | None = None
+
+    def __post_init__(self) -> None:
+        n_classes = {p.logits.shape[1] for p in (self.retain, self.forget, self.test) if p is not None}
+        if len(n_classes) > 1:
+            raise UserError(f"retain, forget and test must have equally many classes, got {sorted(n_classes)}")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a metric may look at.
+
+    Args:
+        model: Outputs of the network that is judged.
+        reference: Outputs, on the same samples, of the network retrained without the forget set; None where there is
+            no such network.
+        seed: Seeds what a metric draws (the subsample of the SVC attack), an integer ≥ 0.
+
+    Raises:
+        UserError: if the reference saw other samples than the model, or the seed is negative.
+    """
+
+    model: Outputs
+    reference: Outputs | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"seed must be an integer of at least 0, got {self.seed}")
+        if self.reference is None:
+            return
+        for split in ("retain", "forget", "test"):
+            ours, theirs = getattr(self.model, split), getattr(self.reference, split)
+            if (ours is None) != (theirs is None) or (ours and not np.array_equal(ours.labels, theirs.labels)):
+                raise UserError(
+                    f"the retrained reference must be evaluated on the same {split} samples, in the same order, as the "
+                    "model; their labels differ"
+                )
+
+    def of_reference(self) -> Evidence | None:
+        """The evidence in which the reference takes the model's place, so that its metrics can be computed alike."""
+        return None if self.reference is None else Evidence(self.reference, self.reference, self.seed)
+
+
+def predict(
+    model: nn.Module, samples: Samples, indices: np.ndarray, batch_size: int = 1000, precision: str = "float32"
+) -> Predictions:
+    """Run the network over the samples in evaluation mode, in order, without augmentation.
+
+    Args:
+        model: Maps (B, ...) inputs to (B, K) logits; its modes are as before afterwards.
+        samples: Where the inputs come from.
+        indices: (n,) int64 positions in `samples`, n ≥ 1.
+        batch_size: Samples per forward pass, ≥ 1.
+        precision: "float32", "bf16" or "fp16" (autocast); the logits are float32 in any case.
+
+    Raises:
+        UserError: if there is nothing to predict, or the network does not return finite (B, K) logits.
+    """
+    if len(indices) == 0:
+        raise UserError("indices is empty; there is nothing to predict")
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, got {batch_size}")
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    with evaluating(model), torch.no_grad(), runtime.autocast(runtime.device_of(model), precision):
+        for batch in evaluation_batches(samples, indices, batch_size):
+            logits.append(_checked(model(batch.inputs), len(batch.labels)).float())
+            labels.append(batch.labels)
+    # One transfer each at the end: a copy per batch would wait for the device every time.
+    return Predictions(torch.cat(logits).cpu().numpy(), torch.cat(labels).cpu().numpy())
+
+
+def _checked(output: Any, n_rows: int) -> Tensor:
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != n_rows:
+        came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(f"the model must return logits of shape ({n_rows}, classes), got {came}")
+    return output
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode and afterwards each into the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
