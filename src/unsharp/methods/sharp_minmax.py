@@ -1,0 +1,91 @@
+"""Sharp MinMax: retain weights under sharpness minimisation, forget weights under sharpness maximisation."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from unsharp import masks
+from unsharp.errors import UserError
+from unsharp.methods.base import METHODS, PhasedMethod, Problem, check_fraction
+from unsharp.phases import FORGET, RETAIN, CrossEntropy, Phase
+from unsharp.sharpness.base import Rule
+from unsharp.sharpness.perturbation import PerturbedGradient
+
+
+@METHODS.register("sharp_minmax")
+@dataclass(frozen=True, kw_only=True)
+class SharpMinMax(PhasedMethod):
+    """Split the weights by saliency for the forget set; the salient ones forget, sharply, the others retain, flatly.
+
+    Args:
+        alpha: Weight α in [0, 1] of the retain loss; the forget loss has weight −(1−α).
+        fraction: Share of the weights in (0, 1) that forgets.
+        rho_retain: Radius of the retain phase; None takes the rule's.
+        rho_forget: Radius of the forget phase; None takes the rule's.
+        select: Which weights forget: those with the largest forget gradient, the smallest (as the published code
+            does), or random ones.
+        per_layer: Take the fraction within each tensor rather than over all.
+    """
+
+    source: ClassVar[str] = "Tang & Khanna, ICLR 2026 (arXiv 2506.13715)"
+    formula: ClassVar[str] = (
+        "retain weights: min α·CE(retain) + sharpness;  forget weights: min −(1−α)·CE(forget) − sharpness"
+    )
+    default_rule: ClassVar[str] = "asam"
+
+    alpha: float = 0.99
+    fraction: float = 0.3
+    rho_retain: float | None = None
+    rho_forget: float | None = None
+    select: Literal["largest", "smallest", "random"] = "largest"
+    per_layer: bool = False
+
+    def __post_init__(self) -> None:
+        check_fraction("alpha", self.alpha)
+        if not 0 < self.fraction < 1:
+            raise UserError(f"fraction must be in (0, 1), so that both parts have weights, got {self.fraction}")
+        for name in ("rho_retain", "rho_forget"):
+            rho = getattr(self, name)
+            if rho is not None and not (math.isfinite(rho) and rho >= 0):
+                raise UserError(f"{name} must be a finite number of at least 0, got {rho}")
+        if self.select not in masks.SELECTS:
+            raise UserError(f"select must be one of {', '.join(masks.SELECTS)}, got {self.select!r}")
+
+    def phases(self, problem: Problem) -> list[Phase]:
+        mask = masks.saliency_mask(
+            problem.model,
+            problem.samples,
+            problem.forget,
+            fraction=self.fraction,
+            select=self.select,
+            per_layer=self.per_layer,
+            seed=problem.seed,
+        )
+        return [
+            Phase(
+                objective=CrossEntropy({RETAIN: self.alpha}),
+                rule=_with_radius(problem.rule, self.rho_retain),
+                region=masks.complement(mask),
+                name=RETAIN,
+            ),
+            Phase(
+                objective=CrossEntropy({FORGET: -(1 - self.alpha)}),
+                rule=_with_radius(problem.rule, self.rho_forget).turned(),
+                region=mask,
+                name=FORGET,
+            ),
+        ]
+
+    def preparation_passes(self, problem: Problem, batch_size: int) -> int:
+        return 0 if self.select == "random" else -(-len(problem.forget) // batch_size)
+
+
+def _with_radius(rule: Rule, rho: float | None) -> Rule:
+    if rho is None:
+        return rule
+    if not isinstance(rule, PerturbedGradient):
+        raise UserError("rho_retain and rho_forget need a rule with a radius; choose rule sam or asam")
+    return dataclasses.replace(rule, rho=rho)
