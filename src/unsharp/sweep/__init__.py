@@ -1,0 +1,79 @@
+"""Sweeps: a list of cells, each done once, by processes that may be killed at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from unsharp import artifacts
+from unsharp.errors import UserError
+from unsharp.progress import SILENT, Progress
+from unsharp.sweep.cells import Cell, Failure, Result, SweepError, finished, report, run_cell
+from unsharp.sweep.local import run_local
+
+__all__ = ["Backend", "Cell", "Failure", "Result", "SweepError", "report", "run_cell", "run_cells", "run_local"]
+
+
+class Backend(Protocol):
+    """Runs distinct cells wherever processes see the store: calls `run_cell` there, and yields what it returns."""
+
+    def __call__(
+        self, cells: Sequence[Cell], store: Path, workers: int | None, threads: int
+    ) -> Generator[Result, None, None]: ...
+
+
+def run_cells(
+    cells: Iterable[Cell],
+    store: str | Path,
+    *,
+    workers: int | None = None,
+    threads: int = 1,
+    progress: Progress = SILENT,
+    keep_going: bool = True,
+    backend: Backend = run_local,
+) -> list[Result]:
+    """Run the cells that are not done yet; called again after a kill, it goes on.
+
+    Cells run in processes of their own even with one worker, so that a result depends neither on the number of workers
+    nor on what this process did before. A cell is done when `store/<key>` exists; it is named by function and arguments
+    alone, so that changed code needs another store. Thread count, versions and machine stand in its provenance.
+
+    Args:
+        cells: What to do; equal cells are done once.
+        store: Directory of the cells' runs, made if it is missing.
+        workers: Processes at a time; None for the number of processors over `threads`. Cells that share an accelerator
+            need a number that fits it.
+        threads: Torch threads of each process, at least 1.
+        progress: Told of each cell that ends.
+        keep_going: Run the others when a cell fails; else the first failure stops all and is raised.
+        backend: Where cells run.
+
+    Returns:
+        The results in the order of the cells; a failed cell carries its `error`, `report` writes them all down.
+
+    Raises:
+        UserError: before any work, for a function that cannot be imported or called with the arguments, or a store
+            that cannot be written; without `keep_going`, for a mistake that a cell reports.
+        SweepError: if a process cannot start; without `keep_going`, for any other failure.
+    """
+    cells, store = list(cells), Path(store).absolute()
+    distinct = {cell.key: cell for cell in cells}
+    for cell in distinct.values():
+        cell.bind()
+    with artifacts.writing(store / artifacts.RUN_FILE):
+        found = {key: finished(cell, store) for key, cell in distinct.items()}
+    results = {key: result for key, result in found.items() if result is not None}
+    todo = [cell for key, cell in distinct.items() if key not in results]
+    n_failed = 0
+    progress.start("cells", len(distinct), len(results))
+    with contextlib.closing(backend(todo, store, workers, threads)) as arriving:
+        for result in arriving:
+            results[result.cell.key] = result
+            n_failed += result.error is not None
+            progress.advance(note=f"{n_failed} failed" if n_failed else "")
+            if result.error is not None and not keep_going:
+                raise (UserError if result.error.kind == "mistake" else SweepError)(report([result]))
+    progress.finish()
+    return [results[cell.key] for cell in cells]
