@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unsharp import runtime
 from unsharp.errors import NonFiniteError, UserError, listed, unknown
+from unsharp.models.modes import evaluating
 
 if TYPE_CHECKING:
     from unsharp.data.samples import Samples
@@ -54,7 +55,7 @@ def saliency(model: nn.Module, samples: Samples, indices: Sequence[int] | np.nda
     params = _trainable(model)
     sums = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in params.values()]
     device = runtime.device_of(model)
-    with _evaluating(model), torch.enable_grad(), runtime.full_float32(), torch.autocast(device.type, enabled=False):
+    with evaluating(model), torch.enable_grad(), runtime.full_float32(), torch.autocast(device.type, enabled=False):
         for batch in evaluation_batches(samples, np.asarray(indices), batch_size):
             loss = nn.functional.cross_entropy(model(batch.inputs), batch.labels, reduction="sum")
             for total, grad in zip(sums, torch.autograd.grad(loss, list(params.values()), allow_unused=True)):
@@ -304,21 +305,6 @@ def _split(flat: Tensor, like: Mapping[str, Tensor]) -> Mask:
     """Cut a flat mask into tensors of their own, shaped as in `like`."""
     parts = flat.split([v.numel() for v in like.values()])
     return {name: part.view(v.shape).clone() for (name, v), part in zip(like.items(), parts)}
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the block; afterwards every module's mode and every buffer is what it was."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-        for buffer, before in buffers:
-            buffer.detach().copy_(before)
 
 
 @contextmanager

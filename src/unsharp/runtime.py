@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import resource
-import sys
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -121,8 +120,8 @@ def mean_over_ranks(tensors: Sequence[Tensor | None]) -> None:
 class PeakMemory:
     """The peak memory of a block of work, in bytes, as `.bytes` afterwards.
 
-    On an accelerator: the allocator's peak. On a CPU: how far the process's own peak grew during the block, or None
-    where an earlier peak was higher, so that nothing can be said.
+    On an accelerator: the allocator's peak. On a CPU: how far the resident memory of this process grew during the
+    block, or None where the system does not tell.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -131,22 +130,34 @@ class PeakMemory:
 
     def __enter__(self) -> PeakMemory:
         if is_host(self.device):
-            self._before = _process_peak()
+            self._before = _start_host_peak()
         else:
             torch.get_device_module(self.device).reset_peak_memory_stats(self.device)
         return self
 
     def __exit__(self, *exc: object) -> None:
         if is_host(self.device):
-            grown = _process_peak() - self._before
-            self.bytes = grown if grown > 0 else None
+            peak = _host_memory("VmHWM")
+            self.bytes = None if self._before is None or peak is None else max(0, peak - self._before)
         else:
             self.bytes = int(torch.get_device_module(self.device).max_memory_allocated(self.device))
 
 
-def _process_peak() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+def _start_host_peak() -> int | None:
+    """Forget the process's earlier peak; its resident bytes now, or None where that is not possible."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return _host_memory("VmRSS")
+
+
+def _host_memory(field: str) -> int | None:
+    try:
+        found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
 
 
 def store_directory() -> Path:

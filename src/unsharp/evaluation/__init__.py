@@ -1,7 +1,7 @@
 """How well the forget set was removed: accuracies, ToW, membership inference; each metric says how it is to be read."""
 
 from unsharp.evaluation.metrics import METRICS, Metric, attacks, gap, measure, reasons, register
-from unsharp.evaluation.predictions import Evidence, Outputs, Predictions, evaluating, predict
+from unsharp.evaluation.predictions import Evidence, Outputs, Predictions, predict
 from unsharp.evaluation.suite import Judged, judge, outputs
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "Outputs",
     "Predictions",
     "attacks",
-    "evaluating",
     "gap",
     "judge",
     "measure",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from unsharp import runtime
 from unsharp.data.samples import Samples
 from unsharp.data.streams import evaluation_batches
 from unsharp.errors import UserError, listed
+from unsharp.models.modes import evaluating
 
 NAMES = ("logits", "labels")
 
@@ -163,15 +162,3 @@ def _checked(output: Any, n_rows: int) -> Tensor:
         came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UserError(f"the model must return logits of shape ({n_rows}, classes), got {came}")
     return output
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode and afterwards each into the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from unsharp.errors import UserError
+from unsharp.models.modes import evaluating
 from unsharp.runtime import rng_state, set_rng_state
 
 
@@ -40,7 +40,7 @@ class Features:
         Raises:
             UserError: where the layer cannot be found.
         """
-        with _evaluating(self.model):
+        with evaluating(self.model):
             own = getattr(self.model, "with_features", None)
             if own is not None and not isinstance(own, nn.Module):
                 logits, found = own(x)
@@ -166,16 +166,3 @@ def _run(model: nn.Module, x: Tensor, modules: Iterable[nn.Module]) -> tuple[Ten
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, set on each module by itself, so that a module with a mode of its own gets it back."""
-    modes = [(module, module.training) for module in model.modules()]
-    for module, _ in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
