@@ -1,0 +1,5 @@
+"""`python -m unsharp`."""
+
+from unsharp.cli import main
+
+main()

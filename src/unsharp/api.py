@@ -1,0 +1,195 @@
+"""The library's own way in: any module, any map-style Dataset, a list of ids."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from unsharp import runtime, unlearning
+from unsharp.data import Samples, from_torch_dataset
+from unsharp.difficulty import ForgetConfig, ForgetSet, choose, from_ids
+from unsharp.engine import MakeOptimizer, OptimizerConfig
+from unsharp.errors import UserError
+from unsharp.evaluation import Judged, judge, outputs
+from unsharp.methods import Method
+from unsharp.progress import SILENT, BarProgress, Progress
+from unsharp.reference import Recipe, retrain
+from unsharp.sharpness.base import Rule
+from unsharp.training import Record, TrainConfig
+
+
+class Unlearned(NamedTuple):
+    """What `unlearn` returns.
+
+    Args:
+        model: The network that has forgotten: a new one, in evaluation mode.
+        record: Cost, curves, and what the result is named by.
+    """
+
+    model: nn.Module
+    record: Record
+
+
+def unlearn(
+    model: nn.Module,
+    train_set: Any,
+    forget_ids: Any,
+    method: str | Method = "sharp_minmax",
+    *,
+    rule: str | Rule | None = None,
+    optimizer: str | OptimizerConfig | None = None,
+    make_optimizer: MakeOptimizer | None = None,
+    make_model: Callable[[], nn.Module] | None = None,
+    train_config: TrainConfig | None = None,
+    fingerprint: str | None = None,
+    store: str | Path | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> Unlearned:
+    """Make a trained network forget samples; the network given is left as it is.
+
+    Args:
+        model: Maps a batch of inputs to logits (B, K), on the device where the work shall happen.
+        train_set: Its training data: a map-style Dataset of (input, label), or `Samples`.
+        forget_ids: Ids to forget (positions, unless samples have their own), or a `ForgetConfig` or `ForgetSet`.
+        method: Name of a method, or the method itself.
+        rule: Name of a sharpness rule, or the rule itself; None takes the method's default.
+        optimizer: Name of a `torch.optim` class, or its configuration.
+        make_optimizer: Builds an optimiser from the named trainable parameters, for groups or foreign classes.
+        make_model: Builds the untrained network; only method "retrain" needs it.
+        train_config: How the network was trained; only method "retrain" needs it.
+        fingerprint: A name for the content of `train_set`, where its items differ between two reads.
+        store: Directory of retrained networks, for method "retrain"; None keeps none.
+        progress: Show a bar on standard error.
+        **settings: Parameters of the method (`alpha`, `fraction`), of the rule (`rho`, `lam`), of the optimiser (`lr`,
+            `momentum`, `weight_decay`) and of the loop (`epochs`, `batch_size`, `precision`, `seed`, ...).
+
+    Returns:
+        The network that has forgotten, and the record of the run.
+
+    Raises:
+        UserError: for a mistake in the arguments, before any work.
+        NonFiniteError: if a step is not finite.
+
+    Example:
+        >>> forgotten, record = unsharp.unlearn(model, train_set, [3, 14, 15], method="neggrad", rule="sam", rho=0.1)
+    """
+    how = unlearning.configure(method, rule=rule, optimizer=optimizer, **settings)
+    device = runtime.device_of(model)
+    samples = as_samples(train_set, device, fingerprint)
+    forget = as_forget_set(forget_ids, samples)
+    recipe = _recipe(make_model, train_config)
+
+    def retrained() -> tuple[nn.Module, Record]:
+        if recipe is None:
+            raise UserError("retrain needs make_model and train_config: how the network was made")
+        found = retrain(recipe, samples, forget, device=device, store=store)
+        return found.model, found.record
+
+    with _shown(progress) as bar:
+        return Unlearned(
+            *unlearning.run(
+                model,
+                samples,
+                forget.indices,
+                forget.retain_indices(len(samples)),
+                how,
+                retrain=None if recipe is None else retrained,
+                make_optimizer=make_optimizer,
+                progress=bar,
+            )
+        )
+
+
+def evaluate(
+    model: nn.Module,
+    train_set: Any,
+    forget_ids: Any,
+    *,
+    test_set: Any = None,
+    record: Record | None = None,
+    reference: nn.Module | None = None,
+    original: nn.Module | None = None,
+    make_model: Callable[[], nn.Module] | None = None,
+    train_config: TrainConfig | None = None,
+    attacks: Sequence[str] | None = None,
+    seed: int = 0,
+    fingerprint: str | None = None,
+    store: str | Path | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Measure how well a network forgot, beside a network retrained without the forget set.
+
+    Args:
+        model: The network that forgot.
+        train_set: As for `unlearn`.
+        forget_ids: As for `unlearn`.
+        test_set: Samples that it never saw; without them test accuracy, ToW and membership inference are None.
+        record: What `unlearn` returned beside the network, for its cost.
+        reference: A network retrained without the forget set; else `make_model` and `train_config` make one.
+        original: The network before unlearning, to be measured beside.
+        make_model: Builds the untrained network.
+        train_config: How the original was trained.
+        attacks: Names of membership attacks; all by default.
+        seed: Seed of what the metrics draw.
+        fingerprint: As for `unlearn`.
+        store: Directory where a retrained reference is kept and found; None keeps none.
+        progress: Show a bar on standard error.
+
+    Returns:
+        The metrics, as `unsharp.evaluation.judge` describes them.
+    """
+    device = runtime.device_of(model)
+    samples = as_samples(train_set, device, fingerprint)
+    tests = None if test_set is None else as_samples(test_set, device, None)
+    forget = as_forget_set(forget_ids, samples)
+    recipe = _recipe(make_model, train_config)
+    cost: Record | None = None
+    if reference is None and recipe is not None:
+        with _shown(progress) as bar:
+            found = retrain(recipe, samples, forget, device=device, store=store, progress=bar)
+        reference, cost = found.model, found.record
+    return judge(
+        Judged(outputs(model, samples, tests, forget), record),
+        reference=None if reference is None else Judged(outputs(reference, samples, tests, forget), cost),
+        original=None if original is None else Judged(outputs(original, samples, tests, forget)),
+        attacks=attacks,
+        seed=seed,
+        why_no_reference="no reference, and no make_model with train_config to make one, was given",
+    )
+
+
+def as_samples(data: Any, device: torch.device, fingerprint: str | None = None) -> Samples:
+    """`Samples` as they are, a Dataset read into `Samples`. Raises: UserError if it is neither."""
+    return data if isinstance(data, Samples) else from_torch_dataset(data, device=device, fingerprint=fingerprint)
+
+
+def as_forget_set(forget: Any, samples: Samples) -> ForgetSet:
+    """A forget set from ids, a configuration, or a set chosen before. Raises: UserError for ids that cannot be."""
+    if isinstance(forget, ForgetSet):
+        return forget
+    if isinstance(forget, ForgetConfig):
+        return choose(forget, samples)
+    if isinstance(forget, (str, bytes)) or not isinstance(forget, Iterable):
+        raise UserError(f"forget_ids must be a list of ids, a ForgetConfig or a ForgetSet, got {forget!r}")
+    return from_ids(forget, samples)
+
+
+def _recipe(make_model: Callable[[], nn.Module] | None, train_config: TrainConfig | None) -> Recipe | None:
+    if (make_model is None) != (train_config is None):
+        raise UserError("make_model and train_config belong together: give both, or neither")
+    return None if make_model is None or train_config is None else Recipe(make_model, train_config)
+
+
+@contextlib.contextmanager
+def _shown(progress: bool) -> Iterator[Progress]:
+    if not progress:
+        yield SILENT
+        return
+    with BarProgress() as bar:
+        yield bar

@@ -1,0 +1,1 @@
+"""The tables and figures that the documentation shows, each one file that makes it."""

@@ -1,0 +1,371 @@
+"""The stages as functions: each reads typed artefacts and writes one run directory. The commands call these."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from unsharp import artifacts, config, data, masks, runtime, unlearning
+from unsharp.artifacts import MODEL_FILE, Run, Workspace, perform
+from unsharp.data import DataConfig, Samples, Splits
+from unsharp.difficulty import ForgetConfig, ForgetSet, choose
+from unsharp.errors import UserError
+from unsharp.evaluation import Judged, judge, predict
+from unsharp.evaluation.accuracy import accuracy
+from unsharp.models import ModelConfig
+from unsharp.progress import SILENT, Progress
+from unsharp.reference import RECORD_FILE, Recipe, Reference, retrain
+from unsharp.subject import Origin, Subject, accuracies, check_trained, load_subject, watch
+from unsharp.training import Record, TrainConfig, initial_model, train
+from unsharp.unlearning import UnlearnConfig
+
+METRICS_FILE, ABOUT_FILE, BEFORE_FILE, REPORT_FILE = "metrics.json", "about.json", "before.json", "report.html"
+SPLIT_FILE, MASK_FILE = "split.json", "mask.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Where and how stages run; nothing that a result is named by.
+
+    Args:
+        device: Where networks and data are.
+        store: Directory of retrained references.
+        force: Redo what is found done.
+        save_seconds: Seconds between two savings of the state from which a killed run goes on.
+        progress: Told of all long work.
+        say: Takes a line for the user.
+    """
+
+    device: torch.device
+    store: Path
+    force: bool = False
+    save_seconds: float = 60.0
+    progress: Progress = SILENT
+    say: Callable[[str], None] = lambda line: None
+
+    def perform(
+        self, out: str | Path | None, stage: str, settings: Mapping[str, Any], work: Callable[[Workspace], None]
+    ) -> Run:
+        """Do the work into `out`, or where its content puts it, or find it done."""
+        whole = {"threads": torch.get_num_threads(), "device": self.device.type, **config.to_dict(settings)}
+        path = Path(out) if out is not None else Path("runs") / f"{stage}-{config.digest(whole)[:12]}"
+        run = perform(path, stage, whole, work, provenance=runtime.describe(self.device), force=self.force)
+        self.say(f"{'found done' if run.reused else 'wrote'}: {run.path}")
+        return run
+
+
+def train_network(
+    model: ModelConfig, data_config: DataConfig, how: TrainConfig, out: str | Path | None, at: Setting
+) -> Run:
+    """Train a network: checkpoint with its origin, record, metrics (train and test accuracy).
+
+    Raises:
+        UserError: for bad input, before any work.
+        NonFiniteError: if a step is not finite; the last good state stays in the unfinished run.
+    """
+    splits = data.load(data_config, at.device)
+    origin = Origin(
+        model=model,
+        data=data_config,
+        train=how,
+        fingerprint=splits.train.fingerprint,
+        n_classes=splits.train.n_classes,
+        input_shape=splits.train.input_shape,
+    )
+    network = initial_model(origin.build, how.seed, at.device)
+    everything = np.arange(len(splits.train))
+
+    def work(workspace: Workspace) -> None:
+        record = train(
+            network,
+            splits.train,
+            everything,
+            how,
+            workspace=workspace,
+            save_seconds=at.save_seconds,
+            progress=at.progress,
+        )
+        network.eval()
+        artifacts.save_model(workspace.file(MODEL_FILE), network, {"origin": origin})
+        workspace.write_json(RECORD_FILE, record)
+        workspace.write_json(METRICS_FILE, _train_metrics(network, splits, record))
+
+    return at.perform(out, "train", {"origin": origin}, work)
+
+
+def split_samples(data_config: DataConfig, forget: ForgetConfig, out: str | Path | None, at: Setting) -> Run:
+    """Choose a forget set: `split.json`, which the later stages take. Raises: UserError for a choice that cannot be."""
+    samples = data.load(data_config, at.device).train
+    chosen = choose(forget, samples)
+    settings = {"data": data_config, "fingerprint": samples.fingerprint, "forget": forget, "hash": chosen.hash}
+    return at.perform(out, "split", settings, lambda w: w.write_json(SPLIT_FILE, chosen.to_dict()))
+
+
+def read_split(path: str | Path, samples: Samples) -> ForgetSet:
+    """The forget set of a `split` run or file. Raises: UserError if it is missing or of other data."""
+    path = Path(path)
+    return ForgetSet.from_dict(config.read_json(path / SPLIT_FILE if path.is_dir() else path), samples)
+
+
+def make_mask(
+    subject: Subject,
+    forget: ForgetSet,
+    out: str | Path | None,
+    at: Setting,
+    *,
+    fraction: float,
+    select: masks.Select = "largest",
+    per_layer: bool = False,
+    seed: int = 0,
+) -> Run:
+    """The saliency mask of a forget set: `mask.safetensors`. Raises: UserError for a value out of range."""
+    how = {"fraction": fraction, "select": select, "per_layer": per_layer, "seed": seed}
+    masks.check_choice(fraction, select, seed)
+
+    def work(workspace: Workspace) -> None:
+        mask = masks.saliency_mask(subject.model, subject.splits.train, forget.indices, **how)
+        masks.save(mask, workspace.file(MASK_FILE), {"forget": forget.hash, **how})
+
+    settings = {"checkpoint": subject.digest, "forget": forget.hash, **how}
+    return at.perform(out, "mask", settings, work)
+
+
+def unlearn_network(
+    subject: Subject, forget: ForgetSet, how: UnlearnConfig, out: str | Path | None, at: Setting
+) -> Run:
+    """Make the network forget: new checkpoint, record, the split; the subject's own file is left as it is.
+
+    Raises:
+        UserError: if the network is no better than a guess, or for bad input, before the work.
+        NonFiniteError: if a step is not finite.
+    """
+    settings = {"checkpoint": subject.digest, "origin": subject.origin, "forget": forget.hash, "unlearn": how}
+
+    def work(workspace: Workspace) -> None:
+        before = subject.outputs_of(subject.model, forget)
+        for warning in check_trained(before):
+            at.say(f"warning: {warning}")
+        network, record = unlearning.run(
+            subject.model,
+            subject.splits.train,
+            forget.indices,
+            forget.retain_indices(len(subject.splits.train)),
+            how,
+            retrain=_retraining(subject, forget, at),
+            workspace=workspace,
+            save_seconds=at.save_seconds,
+            on_epoch=watch(subject.splits, forget),
+            progress=at.progress,
+        )
+        made = {"origin": subject.origin, "unlearn": how, "forget": forget.hash}
+        artifacts.save_model(workspace.file(MODEL_FILE), network, made)
+        workspace.write_json(RECORD_FILE, record)
+        workspace.write_json(SPLIT_FILE, forget.to_dict())
+        workspace.write_json(BEFORE_FILE, accuracies(before))
+
+    return at.perform(out, "unlearn", settings, work)
+
+
+def find_reference(subject: Subject, forget: ForgetSet, at: Setting) -> tuple[Reference | None, str | None]:
+    """The retrained reference, computed or found; or None and why there is none."""
+    recipe = subject.origin.recipe
+    if recipe is None:
+        return None, "nothing is known of how the network was trained; give --train-config to compare with retraining"
+    return _reference(recipe, subject, forget, at), None
+
+
+def evaluate_network(
+    subject: Subject,
+    forget: ForgetSet,
+    model: nn.Module,
+    record: Record | None,
+    at: Setting,
+    *,
+    seed: int = 0,
+    attacks: Sequence[str] | None = None,
+    original: nn.Module | None = None,
+) -> dict[str, Any]:
+    """What `judge` finds of a network that forgot, with the retrained reference computed or found."""
+    reference, why_not = find_reference(subject, forget, at)
+    return judge(
+        Judged(subject.outputs_of(model, forget), record),
+        reference=None if reference is None else Judged(subject.outputs_of(reference.model, forget), reference.record),
+        original=None if original is None else Judged(subject.outputs_of(original, forget)),
+        attacks=attacks,
+        seed=seed,
+        why_no_reference=why_not,
+    )
+
+
+def evaluate_run(
+    run: str | Path,
+    out: str | Path | None,
+    at: Setting,
+    *,
+    seed: int = 0,
+    attacks: Sequence[str] | None = None,
+    data_config: DataConfig | None = None,
+    train_config: TrainConfig | None = None,
+    original: str | Path | None = None,
+) -> Run:
+    """Evaluate an `unlearn` run: `metrics.json`.
+
+    Args:
+        run: The run directory.
+        out: Where to write.
+        at: Device and the like.
+        seed: Seed of what the metrics draw.
+        attacks: Membership attacks, all by default.
+        data_config: Where the data are, if not where they were.
+        train_config: How the original was trained, where its checkpoint does not know.
+        original: The checkpoint before unlearning, to show it beside; None leaves it out.
+    """
+    unlearned = artifacts.open_run(run, "unlearn")
+    subject = load_subject(unlearned.path, at.device, data_config=data_config, train=train_config)
+    forget = read_split(unlearned.path, subject.splits.train)
+    record = config.from_dict(Record, unlearned.json(RECORD_FILE))
+    before = None if original is None else load_subject(original, at.device, data_config=subject.origin.data)
+    settings = {
+        "checkpoint": subject.digest,
+        "original": None if before is None else before.digest,
+        "unlearn": unlearned.config["unlearn"],
+        "forget": forget.hash,
+        "train": subject.origin.train,
+        "attacks": attacks,
+        "seed": seed,
+    }
+
+    def work(workspace: Workspace) -> None:
+        values = evaluate_network(
+            subject,
+            forget,
+            subject.model,
+            record,
+            at,
+            seed=seed,
+            attacks=attacks,
+            original=None if before is None else before.model,
+        )
+        workspace.write_json(METRICS_FILE, values)
+        workspace.write_json(ABOUT_FILE, about(subject, forget, unlearned.config["unlearn"], record))
+
+    return at.perform(out, "evaluate", settings, work)
+
+
+def forget_samples(
+    subject: Subject,
+    forget: ForgetSet,
+    how: UnlearnConfig,
+    out: str | Path,
+    at: Setting,
+    *,
+    attacks: Sequence[str] | None = None,
+    show_samples: bool = False,
+) -> Run:
+    """A deletion request in one go: new checkpoint, metrics, report.
+
+    Raises:
+        UserError: if the network is no better than a guess, or for bad input, before the work.
+    """
+    from unsharp.report import write_report
+
+    settings = {
+        "checkpoint": subject.digest,
+        "origin": subject.origin,
+        "forget": forget.hash,
+        "unlearn": how,
+        "attacks": None if attacks is None else sorted(attacks),
+        "show_samples": show_samples,
+    }
+
+    def work(workspace: Workspace) -> None:
+        inner = dataclasses.replace(at, say=lambda line: at.say(line) if line.startswith("warning") else None)
+        unlearned = unlearn_network(subject, forget, how, workspace.file("unlearn"), inner)
+        network = load_subject(unlearned.path, at.device, data_config=subject.origin.data).model
+        record = config.from_dict(Record, unlearned.json(RECORD_FILE))
+        values = evaluate_network(
+            subject, forget, network, record, inner, seed=how.seed, attacks=attacks, original=subject.model
+        )
+        facts = about(subject, forget, config.to_dict(how), record)
+        if not show_samples:
+            facts.pop("ids", None)
+        workspace.write_json(METRICS_FILE, values)
+        workspace.write_json(ABOUT_FILE, facts)
+        write_report(workspace.file(REPORT_FILE), [facts | {"metrics": values}], title="Deletion report")
+        for name in (MODEL_FILE, RECORD_FILE):
+            unlearned.file(name).rename(workspace.file(name))
+        artifacts.remove_run(unlearned)
+
+    return at.perform(out, "forget", settings, work)
+
+
+def read_evaluation(path: str | Path) -> dict[str, Any]:
+    """What a report needs of an `evaluate` or `forget` run. Raises: UserError if it is neither."""
+    run = artifacts.open_run(path)
+    if not run.file(ABOUT_FILE).is_file():
+        raise UserError(f"{path} is a {run.stage!r} run; a report needs `evaluate` or `forget` runs")
+    return run.json(ABOUT_FILE) | {"metrics": run.json(METRICS_FILE)}
+
+
+def data_of_checkpoint(checkpoint: str | Path) -> DataConfig:
+    """The data on which the network in a checkpoint was trained. Raises: UserError if it does not say."""
+    _, metadata = artifacts.load_weights(checkpoint)
+    if "origin" not in metadata:
+        raise UserError(f"checkpoint {checkpoint} does not say on what it was trained; name the data with --data")
+    return config.from_dict(Origin, metadata["origin"], "checkpoint").data
+
+
+def about(subject: Subject, forget: ForgetSet, how: dict[str, Any], record: Record) -> dict[str, Any]:
+    """What a report says of a run beside its metrics; plain values."""
+    return {
+        "method": how["method"],
+        "rule": how["rule"],
+        "unlearn": how,
+        "origin": config.to_dict(subject.origin),
+        "forget": {"rule": forget.rule, "n": len(forget), "hash": forget.hash},
+        "ids": forget.ids.tolist(),
+        "history": record.history,
+        "versions": runtime.versions(),
+    }
+
+
+def _retraining(subject: Subject, forget: ForgetSet, at: Setting) -> Callable[[], tuple[nn.Module, Record]] | None:
+    recipe = subject.origin.recipe
+    if recipe is None:
+        return None
+
+    def run() -> tuple[nn.Module, Record]:
+        found = _reference(recipe, subject, forget, at)
+        return found.model, found.record
+
+    return run
+
+
+def _reference(recipe: Recipe, subject: Subject, forget: ForgetSet, at: Setting) -> Reference:
+    return retrain(
+        recipe,
+        subject.splits.train,
+        forget,
+        device=at.device,
+        store=at.store,
+        save_seconds=at.save_seconds,
+        progress=at.progress,
+    )
+
+
+def _train_metrics(model: nn.Module, splits: Splits, record: Record) -> dict[str, Any]:
+    test = None if splits.test is None else predict(model, splits.test, np.arange(len(splits.test)))
+    return {
+        "train_accuracy": accuracy(predict(model, splits.train, np.arange(len(splits.train)))),
+        "test_accuracy": None if test is None else accuracy(test),
+        "seconds": record.seconds,
+        "passes": record.passes,
+        "peak_memory_bytes": record.peak_memory_bytes,
+    }
