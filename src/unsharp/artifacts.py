@@ -26,6 +26,7 @@ from unsharp.errors import UserError, listed
 RUN_FILE = "run.json"
 MODEL_FILE = "model.safetensors"
 RESUME_FILE = "resume.pt"
+SETTINGS_FILE = "settings.json"
 METADATA_KEY = "unsharp"
 PREFIXES = ("module.", "_orig_mod.")
 NESTED = ("state_dict", "model", "model_state_dict", "net", "weights")
@@ -126,18 +127,21 @@ def perform(
     """
     path = Path(path)
     settings = config.to_dict(settings)
-    if path.exists():
-        found = _same_run(path, stage, settings, force)
-        if found is not None:
-            return found
+    _recover(path)
+    found = _same_run(path, stage, settings, force)
+    if found is not None:
+        return found
     partial = path.parent / f".{path.name}.partial"
     with writing(path), _locked(partial):
+        found = _same_run(path, stage, settings, force)  # another process may have done it meanwhile
+        if found is not None:
+            shutil.rmtree(partial)
+            return found
         if not _continues(partial, settings, force):
             _clear(partial)
-            write_json(partial / "settings.json", settings)
-        work(Workspace(partial))
-        (partial / RESUME_FILE).unlink(missing_ok=True)
-        (partial / "settings.json").unlink(missing_ok=True)
+            write_json(partial / SETTINGS_FILE, settings)
+        with _leaving_nothing_of_mistakes(partial):
+            work(Workspace(partial))
         values = {
             "stage": stage,
             "config": settings,
@@ -145,7 +149,8 @@ def perform(
             "provenance": {**runtime.describe(torch.device("cpu")), **(provenance or {}), **_circumstances()},
         }
         write_json(partial / RUN_FILE, values)
-        (partial / ".lock").unlink(missing_ok=True)
+        for name in (RESUME_FILE, SETTINGS_FILE, ".lock"):
+            (partial / name).unlink(missing_ok=True)
         _swap(partial, path)
     return Run(path, stage, settings, values["provenance"])
 
@@ -301,7 +306,22 @@ def _without_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
+@contextlib.contextmanager
+def _leaving_nothing_of_mistakes(partial: Path) -> Iterator[None]:
+    """Remove the unfinished run where the user's input was refused before anything worth keeping was done."""
+    try:
+        yield
+    except UserError:
+        kept = (partial / RESUME_FILE).exists() or any(partial.glob(f"*/{RUN_FILE}"))
+        if not kept:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
 def _same_run(path: Path, stage: str, settings: Any, force: bool) -> Run | None:
+    """The finished run at `path`, marked as reused, or None where there is none or it is to be replaced."""
+    if not path.exists():
+        return None
     if not (path / RUN_FILE).is_file():
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
@@ -318,7 +338,7 @@ def _same_run(path: Path, stage: str, settings: Any, force: bool) -> Run | None:
 
 def _continues(partial: Path, settings: Any, force: bool) -> bool:
     try:
-        return not force and json.loads((partial / "settings.json").read_text()) == settings
+        return not force and json.loads((partial / SETTINGS_FILE).read_text()) == settings
     except (OSError, ValueError):
         return False
 
@@ -349,14 +369,22 @@ def _make_directory(path: Path) -> None:
 
 def _swap(new: Path, path: Path) -> None:
     """Give the new directory its name; one that stood there is gone only afterwards."""
+    old = _old(path)
+    shutil.rmtree(old, ignore_errors=True)
     if path.exists():
-        old = path.parent / f".{path.name}.old"
-        shutil.rmtree(old, ignore_errors=True)
         os.replace(path, old)
-        os.replace(new, path)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(new, path)
+    os.replace(new, path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(path: Path) -> None:
+    """Undo a swap that a kill cut in two."""
+    if not path.exists() and _old(path).exists():
+        os.replace(_old(path), path)
+
+
+def _old(path: Path) -> Path:
+    return path.parent / f".{path.name}.old"
 
 
 def _circumstances() -> dict[str, Any]:

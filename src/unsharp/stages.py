@@ -17,7 +17,7 @@ from unsharp.artifacts import MODEL_FILE, Run, Workspace, perform
 from unsharp.data import DataConfig, Samples, Splits
 from unsharp.difficulty import ForgetConfig, ForgetSet, choose
 from unsharp.errors import UserError
-from unsharp.evaluation import Judged, judge, predict
+from unsharp.evaluation import Judged, check_attacks, judge, predict
 from unsharp.evaluation.accuracy import accuracy
 from unsharp.models import ModelConfig
 from unsharp.progress import SILENT, Progress
@@ -227,6 +227,7 @@ def evaluate_run(
         train_config: How the original was trained, where its checkpoint does not know.
         original: The checkpoint before unlearning, to show it beside; None leaves it out.
     """
+    check_attacks(attacks or ())
     unlearned = artifacts.open_run(run, "unlearn")
     subject = load_subject(unlearned.path, at.device, data_config=data_config, train=train_config)
     forget = read_split(unlearned.path, subject.splits.train)
@@ -276,6 +277,7 @@ def forget_samples(
     """
     from unsharp.report import write_report
 
+    check_attacks(attacks or ())
     settings = {
         "checkpoint": subject.digest,
         "origin": subject.origin,
@@ -298,7 +300,8 @@ def forget_samples(
             facts.pop("ids", None)
         workspace.write_json(METRICS_FILE, values)
         workspace.write_json(ABOUT_FILE, facts)
-        write_report(workspace.file(REPORT_FILE), [facts | {"metrics": values}], title="Deletion report")
+        page = workspace.file(REPORT_FILE)
+        write_report(page, [facts | {"metrics": values}], title="Deletion report", show_samples=show_samples)
         for name in (MODEL_FILE, RECORD_FILE):
             unlearned.file(name).rename(workspace.file(name))
         artifacts.remove_run(unlearned)

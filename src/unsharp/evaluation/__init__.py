@@ -1,6 +1,6 @@
 """How well the forget set was removed: accuracies, ToW, membership inference; each metric says how it is to be read."""
 
-from unsharp.evaluation.metrics import METRICS, Metric, attacks, gap, measure, reasons, register
+from unsharp.evaluation.metrics import METRICS, Metric, attacks, check_attacks, gap, measure, reasons, register
 from unsharp.evaluation.predictions import Evidence, Outputs, Predictions, predict
 from unsharp.evaluation.suite import Judged, judge, outputs
 
@@ -12,6 +12,7 @@ __all__ = [
     "Outputs",
     "Predictions",
     "attacks",
+    "check_attacks",
     "gap",
     "judge",
     "measure",

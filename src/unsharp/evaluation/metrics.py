@@ -73,11 +73,16 @@ def attacks() -> tuple[str, ...]:
     return tuple(name for name, metric in METRICS.items() if metric.group == ATTACKS)
 
 
-def _chosen(wanted: Iterable[str] | None) -> list[Metric]:
-    names = attacks() if wanted is None else tuple(wanted)
+def check_attacks(names: Iterable[str]) -> None:
+    """Raise UserError for a name that is no registered membership attack."""
     for name in names:
         if name not in attacks():
             raise unknown("attack", name, attacks())
+
+
+def _chosen(wanted: Iterable[str] | None) -> list[Metric]:
+    names = attacks() if wanted is None else tuple(wanted)
+    check_attacks(names)
     return [m for m in METRICS.values() if m.group != ATTACKS or m.name in names]
 
 
