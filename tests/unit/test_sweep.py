@@ -49,10 +49,11 @@ def nothing():
 
 
 def in_two_calls(x, log, workspace):
-    """Stays half done until it is called again."""
+    """Stays half done, deaf to interrupts, until it is called again."""
     with open(log, "a") as file:
         file.write(f"{x} {os.getpid()}\n")
     if not workspace.file("half").exists():
+        os.kill(os.getpid(), signal.SIGINT)
         workspace.write_json("half", x)
         time.sleep(600)
     return workspace.file("half").read_text().strip()
@@ -116,7 +117,7 @@ def alive(pid: int) -> bool:
     return not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -241,12 +242,17 @@ def test_a_cell_leaves_a_run_with_its_files(tmp_path):
     assert (empty.value, empty.error) == (None, None)
 
 
+def test_a_cell_that_leaves_its_process_has_failed(tmp_path):
+    (result,) = run_cells([Cell("sys:exit")], tmp_path, backend=in_this_process)
+    assert (result.error.kind, result.error.message) == ("failed", "SystemExit: ")
+
+
 def test_without_keep_going_the_first_failure_is_raised(tmp_path):
     log = tmp_path / "log"
     good = cell(square, x=1, log=str(log))
     with pytest.raises(SweepError, match="ZeroDivisionError"):
         run_cells([good, cell(divide, x=0)], tmp_path, backend=in_this_process, keep_going=False)
-    with pytest.raises(UserError, match="x must be good, got 5"):
+    with pytest.raises(UserError, match=r"^cell test_sweep:refuse\(x=5\): x must be good, got 5$"):
         run_cells([good, cell(refuse, x=5)], tmp_path, backend=in_this_process, keep_going=False)
     assert not log.exists()  # this backend begins at the end
 
@@ -288,9 +294,10 @@ def test_a_death_is_noticed_though_an_orphan_holds_the_pipe(tmp_path):
     start = time.monotonic()
     orphan = tmp_path / "orphan"
     deadly = cell(kill_itself, how=int(signal.SIGTERM), orphan=str(orphan))
-    (result,) = run_cells([deadly], tmp_path / "store", workers=1)
+    result, after = run_cells([deadly, cell(nothing)], tmp_path / "store", workers=1)
     os.kill(int(orphan.read_text()), signal.SIGKILL)
     assert result.error.message == "its process was killed by SIGTERM"
+    assert after.error is None  # done by another process
     assert time.monotonic() - start < 30
 
 
@@ -315,6 +322,7 @@ def test_a_killed_sweep_leaves_no_process_and_goes_on(half_done):
 
 def test_an_interrupt_stops_promptly_and_keeps_what_is_finished(half_done):
     sweep, _, store, log = half_done
+    assert all(alive(pid) for pid in processes(log))
     os.killpg(sweep.pid, signal.SIGINT)  # as a terminal does
     start = time.monotonic()
     error = sweep.communicate(timeout=30)[1].decode()

@@ -74,6 +74,8 @@ def run_cells(
             n_failed += result.error is not None
             progress.advance(note=f"{n_failed} failed" if n_failed else "")
             if result.error is not None and not keep_going:
-                raise (UserError if result.error.kind == "mistake" else SweepError)(report([result]))
+                if result.error.kind == "mistake":
+                    raise UserError(f"cell {result.cell}: {result.error.message}")
+                raise SweepError(report([result]))
     progress.finish()
     return [results[cell.key] for cell in cells]

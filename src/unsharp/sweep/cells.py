@@ -129,7 +129,7 @@ def run_cell(cell: Cell, store: Path) -> Result:
         return _result(cell, perform(store / cell.key, STAGE, config.to_dict(cell), work, provenance=provenance))
     except UserError as mistake:
         error = Failure("mistake", str(mistake))
-    except Exception as failure:
+    except (Exception, SystemExit) as failure:
         error = Failure("failed", f"{type(failure).__name__}: {failure}", traceback.format_exc())
     return Result(cell, error=error, seconds=time.perf_counter() - start)
 

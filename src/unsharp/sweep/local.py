@@ -60,16 +60,15 @@ def _run(pending: deque[Cell], store: Path, n_workers: int, threads: int) -> Gen
                 else:
                     team.remove(worker)
                     worker.dismiss()
-                    worker.join()
                     if pending:
                         team.append(_Worker(store, threads))
                 if result is not None:
                     yield result
     finally:
         for worker in team:
-            worker.dismiss()
+            worker.process.terminate()
         for worker in team:
-            worker.join()
+            worker.dismiss()
 
 
 class _Worker:
@@ -81,8 +80,12 @@ class _Worker:
         self.process = SPAWN.Process(target=_serve, args=(end, store, threads), name="unsharp cell")
         self.cell: Cell | None = None
         self.alive = True
-        with _birth(threads):
-            self.process.start()
+        try:
+            with _birth(threads):
+                self.process.start()
+        except BaseException:  # an interrupt that waited until the process was there: it ends with its pipe
+            self.pipe.close()
+            raise
         end.close()
 
     def has_news(self) -> bool:
@@ -112,12 +115,8 @@ class _Worker:
         return Result(cell, error=Failure("died", f"its process {self._end()}"))
 
     def dismiss(self) -> None:
-        """Let an idle process go; end one that is at work."""
+        """Let an idle process go, and wait until it is gone."""
         self.pipe.close()
-        if self.cell is not None:
-            self.process.terminate()
-
-    def join(self) -> None:
         self.process.join(GRACE_SECONDS)
         if self.process.is_alive():
             self.process.kill()
