@@ -339,7 +339,7 @@ class Loop:
                 for term_name, term in objective.terms(self.model, batches):
                     (term if self._scaler is None else self._scaler.scale(term)).backward()
                     values[term_name] = term.detach()
-            runtime.mean_over_ranks([p.grad for p in self._params])
+            runtime.mean_over_ranks([*(p.grad for p in self._params), *values.values()])
             if name and not seen:
                 seen = True
                 for term_name, value in values.items():

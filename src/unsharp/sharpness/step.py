@@ -18,6 +18,8 @@ NO_SEPARABLE_STATE = ("Adafactor", "LAMB", "Lamb", "LARS", "Lars", "Muon", "Sham
 coordinate depends on the others'."""
 HOST_STATE = ("ASGD", "NAdam")
 """Optimisers that keep more than a step counter on the host; a step that turns out broken later could not be undone."""
+POOLED_STATE = ("Adafactor", "Shampoo", "SOAP")
+"""Optimisers with state of another shape than the weights, which is not copied to be put back later either."""
 
 
 def check_base(base: type[torch.optim.Optimizer]) -> None:
@@ -58,13 +60,14 @@ class Stepper:
         if check_every < 1:
             raise UserError(f"check_every must be at least 1, got {check_every}")
         self.optimizer = optimizer
-        self.check_every = 1 if type(optimizer).__name__ in HOST_STATE else check_every
+        self.check_every = 1 if type(optimizer).__name__ in HOST_STATE + POOLED_STATE else check_every
         self.steps = 0
         self._params = list(params)
         self._region = [None if m is None or bool(m.all()) else m.bool() for m in region or [None] * len(self._params)]
         self._idle = [m is not None and not bool(m.any()) for m in self._region]
         self._healthy: Tensor | None = None
         self._healthy_steps: Tensor | None = None
+        self._new_state: list[tuple[int, Tensor]] = []
 
     def step(
         self,
@@ -89,13 +92,13 @@ class Stepper:
                 state are then as before.
         """
         keep_region(grads, self._region)
-        for p, g, idle in zip(self._params, grads, self._idle):
-            p.grad = None if idle else g
-        grads.clear()
         if scaler is not None and scaler.is_enabled():
+            self._hand_over(grads)
             self._scaled_step(scaler, replay, clip_norm)
         else:
-            self._plain_step(loss, replay, clip_norm)
+            norm = global_norm(grads)  # with idle tensors: what is not finite there breaks the step as well
+            self._hand_over(grads)
+            self._plain_step(loss, norm, replay, clip_norm)
         self.steps += 1
         for p in self._params:
             p.grad = None
@@ -104,15 +107,21 @@ class Stepper:
 
     def check(self) -> None:
         """Read the device's flag now. Raises: NonFiniteError if a step since the last check was not finite."""
+        made, self._new_state = self._new_state, []
         if self._healthy is None or self._healthy_steps is None or bool(self._healthy):
             return
         first_bad = int(self._healthy_steps)
         self._take_back_counters(self.steps - first_bad)
+        self._forget([p for step, p in made if step >= first_bad])
         self.steps, self._healthy = first_bad, None
         raise _non_finite(first_bad + 1)
 
-    def _plain_step(self, loss: Tensor, replay: Replay, clip_norm: float | None) -> None:
-        norm = global_norm([p.grad for p in self._params])
+    def _hand_over(self, grads: Gradients) -> None:
+        for p, g, idle in zip(self._params, grads, self._idle):
+            p.grad = None if idle else g
+        grads.clear()
+
+    def _plain_step(self, loss: Tensor, norm: Tensor, replay: Replay, clip_norm: float | None) -> None:
         finite = torch.isfinite(norm) & torch.isfinite(loss.detach()).to(norm.device)
         if self.check_every == 1:
             if not bool(finite):
@@ -142,19 +151,21 @@ class Stepper:
         self._put_back(before, None)
         found = scaler._per_optimizer_states[id(self.optimizer)]["found_inf_per_device"]
         overflow = torch.stack([f.reshape(()) for f in found.values()]).sum() > 0 if found else torch.tensor(False)
-        self._settle(new, ~overflow)
+        if bool(overflow):
+            self._forget(new)
         replay.roll_back(not bool(overflow))
 
     def _frozen_step(self, healthy: Tensor | None) -> None:
         """The optimiser's step; then everything outside the region, and everything if unhealthy, is put back."""
+        if healthy is not None:
+            self._new_state += [(self.steps, p) for p in self._without_state()]
         if healthy is not None and getattr(self.optimizer, "_step_supports_amp_scaling", False):
             # the one-kernel optimisers skip a step by themselves when they are handed this flag
             self.optimizer.grad_scale, self.optimizer.found_inf = None, (~healthy).float()  # pyright: ignore
-            before, new = self._copies(None), self._without_state()
+            before = self._copies(None)
             self.optimizer.step()
             del self.optimizer.grad_scale, self.optimizer.found_inf  # pyright: ignore
             self._put_back(before, None)
-            self._settle(new, healthy)
             return
         before = self._copies(healthy)
         self.optimizer.step()
@@ -192,12 +203,10 @@ class Stepper:
     def _without_state(self) -> list[Tensor]:
         return [p for p in self._params if p.grad is not None and not self.optimizer.state.get(p)]
 
-    @torch.no_grad()
-    def _settle(self, new: Sequence[Tensor], ok: Tensor) -> None:
-        """A one-kernel optimiser that skips a tensor's first step leaves its new state unwritten; this clears it."""
-        for p in new:
-            for name, now in self._elementwise_state(p).items():
-                now.copy_(torch.where(ok.to(now.device), now, self._fresh(p, name)))
+    def _forget(self, tensors: Sequence[Tensor]) -> None:
+        """Drop the state that a broken step made; the one-kernel optimisers leave it unwritten."""
+        for p in tensors:
+            self.optimizer.state.pop(p, None)
 
     def _elementwise_state(self, p: Tensor) -> dict[str, Tensor]:
         state = self.optimizer.state.get(p, {})
