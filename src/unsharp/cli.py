@@ -442,13 +442,14 @@ class Report(Common):
     def run(self) -> Answer:
         from unsharp import stages
         from unsharp.report import write_report
-        from unsharp.report.tables import summarise, to_text
+        from unsharp.report.brief import brief
+        from unsharp.report.tables import summarise
 
         if not self.runs:
             raise UserError("report needs at least one evaluated run; give directories that `unsharp evaluate` wrote")
         facts = [stages.read_evaluation(path) for path in self.runs]
         write_report(self.out, facts, title=self.title, show_samples=self.show_samples)
-        print(to_text(summarise(facts)), file=sys.stderr if self.json else sys.stdout)
+        print(brief(summarise(facts)), file=sys.stderr if self.json else sys.stdout)
         _open(Path(self.out), not self.open)
         return {"report": self.out, "runs": len(facts)}
 

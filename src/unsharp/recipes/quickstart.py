@@ -36,12 +36,12 @@ VARIANTS = (
     Variant(method="sharp_minmax", rule="asam", settings=LOOP | {"rho": 1.0, "fraction": 0.3}, grid=NEGATIVE),
 )
 CHOSEN: tuple[dict[str, Any], ...] = (
-    {"lr": 0.2},
-    {"lr": 0.02},
+    {"lr": 0.1},
+    {"lr": 0.01},
     {"alpha": 0.95, "lr": 0.01},
     {"alpha": 0.95, "lr": 0.03},
     {"alpha": 0.95, "lr": 0.03},
-    {"alpha": 0.95, "lr": 0.01},
+    {"alpha": 0.99, "lr": 0.03},
 )
 
 
@@ -68,7 +68,8 @@ def run(out: str | Path, at: Setting, *, seeds: int = 3, tiny: bool = False, wor
         Where the page is, and its table.
     """
     from unsharp.report import write_report
-    from unsharp.report.tables import summarise, to_json, to_text
+    from unsharp.report.brief import brief
+    from unsharp.report.tables import summarise, to_json
 
     out = Path(out)
     with artifacts.writing(out / "report.html"):
@@ -82,7 +83,7 @@ def run(out: str | Path, at: Setting, *, seeds: int = 3, tiny: bool = False, wor
     table = summarise(facts)
     artifacts.write_text(out / "table.json", to_json(table))
     at.say(f"report: {page}")
-    return Quickstart(page, to_text(table), json.loads(to_json(table)))
+    return Quickstart(page, brief(table), json.loads(to_json(table)))
 
 
 def comparison(out: Path, *, epochs: int = 25) -> Comparison:

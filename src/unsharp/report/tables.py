@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,11 +142,14 @@ def to_markdown(table: Table) -> str:
     return "\n\n".join([*parts, *_below(table, notes)]) + "\n"
 
 
-def to_text(table: Table, *, width: int | None = None, colour: bool = False) -> str:
+def to_text(
+    table: Table, *, pieces: Collection[str] | None = None, width: int | None = None, colour: bool = False
+) -> str:
     """The table for a terminal.
 
     Args:
         table: The table.
+        pieces: Titles of the pieces to show, such as `ACCURACY` and `COST`; all by default.
         width: Columns of the terminal; None asks it, and takes 120 where there is none.
         colour: Whether to emit colours.
     """
@@ -159,6 +162,8 @@ def to_text(table: Table, *, width: int | None = None, colour: bool = False) -> 
     console = Console(file=io.StringIO(), width=width, force_terminal=colour, highlight=False)
     notes: list[str] = []
     for grid in grids(table):
+        if pieces is not None and grid.title not in pieces:
+            continue
         heads, lines = _texts(table, grid, notes)
         shown = RichTable(title=Text(grid.title), title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
         for i, head in enumerate(heads):
