@@ -8,6 +8,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -71,8 +72,11 @@ def open_run(path: str | Path, stage: str | None = None) -> Run:
 
 
 def remove_run(run: Run) -> None:
-    """Delete a run directory."""
-    shutil.rmtree(run.path)
+    """Delete a run directory; whenever a kill comes, it is whole or it is gone."""
+    gone = run.path.parent / f".{run.path.name}.gone"
+    shutil.rmtree(gone, ignore_errors=True)
+    os.replace(run.path, gone)
+    shutil.rmtree(gone)
 
 
 class Workspace:
@@ -91,8 +95,9 @@ class Workspace:
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Keep the state from which a killed run goes on."""
-        with atomic(self.path / RESUME_FILE) as temporary:
-            torch.save(dict(state), temporary)
+        # Through a file of ours, a full disk stays an OSError.
+        with atomic(self.path / RESUME_FILE) as temporary, open(temporary, "wb") as file:
+            torch.save(dict(state), file)
 
     def load_state(self, device: torch.device) -> dict[str, Any] | None:
         """The state that was kept last, or None."""
@@ -156,16 +161,17 @@ def perform(
 
 
 @contextlib.contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Turn failures to write at `path` (no permission, no space) into a UserError that names it."""
+def writing(path: str | Path, option: str = "--out") -> Iterator[None]:
+    """Turn failures to write at `path` (no permission, no space) into a UserError that names it and the option."""
     try:
         _make_directory(Path(path).parent)
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, RuntimeError, SafetensorError) as error:
+        number = _system_error(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk of {path} is full; free some space and call again, the run goes on") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(f"{path} cannot be written ({os.strerror(error.errno)}); choose another --out") from error
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"{path} cannot be written ({os.strerror(number)}); choose another {option}") from error
         raise
 
 
@@ -312,8 +318,7 @@ def _leaving_nothing_of_mistakes(partial: Path) -> Iterator[None]:
     try:
         yield
     except UserError:
-        kept = (partial / RESUME_FILE).exists() or any(partial.glob(f"*/{RUN_FILE}"))
-        if not kept:
+        if not any(any(partial.rglob(name)) for name in (RESUME_FILE, RUN_FILE)):
             shutil.rmtree(partial, ignore_errors=True)
         raise
 
@@ -361,8 +366,22 @@ def _locked(directory: Path) -> Iterator[None]:
         yield
 
 
+def _system_error(error: BaseException | None) -> int | None:
+    """The system's number of an error, also where torch or safetensors raised another one in its place."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            return int(found[1])
+        error = error.__context__
+    return None
+
+
 def _make_directory(path: Path) -> None:
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:  # so speak file systems that take no directories, such as /proc
+        raise PermissionError(errno.EACCES, "no directory can be made", str(path)) from None
     if not os.access(path, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, "no permission", str(path))
 

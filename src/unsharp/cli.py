@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
 import os
@@ -14,251 +13,22 @@ import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional, get_type_hints
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
 from unsharp import config, runtime
 from unsharp.data import DataConfig
-from unsharp.difficulty import ForgetConfig
-from unsharp.errors import NonFiniteError, UserError
-from unsharp.methods import METHODS
+from unsharp.errors import NonFiniteError, UserError, unknown
 from unsharp.models import ModelConfig
+from unsharp.options import Common, Count, Data, Forget, Method, Network, Rule, Text, Training, Words
 from unsharp.progress import SILENT, BarProgress
-from unsharp.sharpness import RULES
 from unsharp.training import TrainConfig
 
 PROGRAM = "unsharp"
 console = Console(stderr=True, highlight=False)
 Answer = dict[str, Any]
-
-# --- groups of options ------------------------------------------------------------------------------------------------
-
-
-@dataclass(kw_only=True)
-class Common:
-    """Options of every command that works."""
-
-    device: str | None = None
-    """Device, such as cpu or cuda:1; the accelerator where there is one, if left out."""
-    threads: int | None = None
-    """Threads of this process; results are equal to the bit only at equal thread counts."""
-    store: str | None = None
-    """Directory of retrained references, found again by content (default: the user's cache, or $UNSHARP_STORE)."""
-    force: bool = False
-    """Do it again, even if it is found done, and replace what is there."""
-    save_seconds: float = 60.0
-    """Seconds between two savings of the state from which a killed run goes on."""
-    json: bool = False
-    """Print one JSON object on standard output, and everything else on standard error."""
-    quiet: bool = False
-    """No progress bars."""
-
-
-@dataclass(kw_only=True)
-class Data:
-    """Options that say which data."""
-
-    data: str | None = None
-    """Data set by name (`unsharp list data`); digits, or that of the checkpoint, if left out."""
-    data_dir: str | None = None
-    """Local directory (hub layout or image folder) or .npz file; left out, the hub is asked."""
-    test_dir: str | None = None
-    """Directory or .npz file of the test set, where it is not part of --data-dir."""
-    size: int | None = None
-    """Side in pixels to which images are brought."""
-    mean: tuple[float, ...] | None = None
-    """Mean per channel on the scale 0..1 that is taken off the images."""
-    std: tuple[float, ...] | None = None
-    """Standard deviation per channel on the scale 0..1 by which they are divided."""
-    augment: str | None = None
-    """Augmentation while training: auto, none, crop, flip, crop_flip, resized_crop_flip."""
-    id_column: str | None = None
-    """Column (or .npz key) with a stable id of each sample; positions if left out."""
-    label_column: str | None = None
-    """Column (or .npz key) of the labels."""
-    image_column: str | None = None
-    """Column (or .npz key) of the images."""
-    classes: int | None = None
-    """Keep the first so many classes only."""
-    per_class: int | None = None
-    """Keep the first so many training images of each class only."""
-    class_order: str | None = None
-    """Text file with a class name per line, in the order of the network's outputs."""
-    workers: int | None = None
-    """Processes that decode a set too large for the device."""
-
-    def data_config(self) -> DataConfig | None:
-        """What the options say of the data; None if they say nothing."""
-        names = {"data": "name", "data_dir": "dir"}
-        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(Data)}
-        given = {names.get(k, k): v for k, v in given.items() if v is not None}
-        return config.from_dict(DataConfig, given, "data") if given else None
-
-
-@dataclass(kw_only=True)
-class Network:
-    """Options that say which network."""
-
-    arch: str | None = None
-    """Architecture: a registered name (`unsharp list models`), timm:NAME, hf:NAME or package.module:function."""
-    width: int | None = None
-    """Output channels of the first convolution; the other layers scale with it."""
-    stem: str | None = None
-    """Stem: auto, small or large."""
-    arch_option: tuple[str, ...] = ()
-    """Further options of the architecture, each as KEY=VALUE."""
-
-    def model_config(self, default: str | None = None) -> ModelConfig | None:
-        """What the options say of the network; None if they say nothing."""
-        if self.arch is None and default is None:
-            if self.width is not None or self.arch_option:
-                raise UserError("--width and --arch-option need --arch")
-            return None
-        values = {"arch": self.arch or default, "width": self.width, "stem": self.stem}
-        given = {k: v for k, v in values.items() if v is not None}
-        return config.from_dict(ModelConfig, given | {"options": _options(self.arch_option)}, "model")
-
-
-@dataclass(kw_only=True)
-class Loop:
-    """Options of the loop."""
-
-    epochs: int | None = None
-    """Passes over the data (over the retained data, where a method reads them)."""
-    batch_size: int | None = None
-    """Largest batch."""
-    lr: float | None = None
-    """Learning rate."""
-    optimizer: str | None = None
-    """Optimiser of torch.optim, such as sgd or adamw."""
-    momentum: float | None = None
-    """Momentum, for optimisers that have one (SGD: 0.9)."""
-    weight_decay: float | None = None
-    """Weight decay."""
-    schedule: str | None = None
-    """Learning rate over the run: constant, cosine or step."""
-    warmup: float | None = None
-    """Fraction of the run over which the learning rate rises."""
-    clip_norm: float | None = None
-    """Upper bound on the norm of the gradient."""
-    precision: str | None = None
-    """float32, bf16 or fp16."""
-    seed: int = 0
-    """Seed of initialisation, data order, augmentation and dropout."""
-
-    def loop_values(self) -> dict[str, Any]:
-        """The options that were given, by name."""
-        return {f.name: v for f in dataclasses.fields(Loop) if (v := getattr(self, f.name)) is not None}
-
-
-@dataclass(kw_only=True)
-class Forget:
-    """Options that say what is to be forgotten; exactly one of --ids, --random, --forget-classes, --scores, --split."""
-
-    split: str | None = None
-    """A `split` run or its split.json."""
-    ids: str | None = None
-    """File of ids: CSV (FILE[:COLUMN]), JSON, or text with one per line."""
-    random: float | None = None
-    """So many samples at random (1 or more), or such a fraction of them (below 1)."""
-    forget_classes: tuple[str, ...] | None = None
-    """Whole classes, by name or number."""
-    scores: str | None = None
-    """File of difficulty scores, FILE[:KEY] (.npz, .csv, .parquet); needs --level and --n."""
-    score_kind: str = "memorization"
-    """What the scores are: memorization (high is hard) or cscore (low is hard)."""
-    level: str | None = None
-    """With --scores: high, mid, low or mix."""
-    n: float | None = None
-    """With --scores: so many samples (1 or more), or such a fraction of them (below 1)."""
-    mid: str = "half"
-    """What mid is near to: half (a score of 0.5) or median."""
-    split_seed: int = 0
-    """Seed of the random choice."""
-
-    def forget_config(self) -> ForgetConfig:
-        """What the options say of the forget set. Raises: UserError unless they say exactly one thing."""
-        chosen = ForgetConfig(
-            random=_amount(self.random),
-            classes=self.forget_classes,
-            ids=self.ids,
-            scores=self.scores,
-            score_kind=self.score_kind,  # pyright: ignore[reportArgumentType]
-            level=self.level,  # pyright: ignore[reportArgumentType]
-            n=_amount(self.n),
-            mid=self.mid,  # pyright: ignore[reportArgumentType]
-            seed=self.split_seed,
-        )
-        chosen.check()
-        return chosen
-
-
-def _parameters(name: str, registry: Any, doc: str) -> type:
-    """A group with an option for each parameter of the registered classes; none of them given by default."""
-    owners: dict[str, list[str]] = {}
-    kinds: dict[str, Any] = {}
-    for owner, cls in registry.items():
-        hints = get_type_hints(cls)
-        for field in dataclasses.fields(cls):
-            owners.setdefault(field.name, []).append(owner)
-            kinds[field.name] = hints[field.name]
-    made = [
-        (
-            field,
-            Annotated[Optional[kinds[field]], tyro.conf.arg(help=f"{_described(registry, field)} ({', '.join(who)})")],  # noqa: UP045
-            dataclasses.field(default=None),
-        )
-        for field, who in owners.items()
-    ]
-    group = dataclasses.make_dataclass(name, made, kw_only=True)
-    group.__doc__ = doc
-    return group
-
-
-def _described(registry: Any, field: str) -> str:
-    """What the docstrings of the registered classes say of a parameter."""
-    for cls in registry.values():
-        for base in cls.__mro__:
-            found = re.search(rf"^ +{field}: (.+?)(?=^ +\w+: |^ *$|\Z)", base.__doc__ or "", re.MULTILINE | re.DOTALL)
-            if found:
-                return " ".join(found[1].split())
-    return field.replace("_", " ")
-
-
-MethodParameters = _parameters("MethodParameters", METHODS, "Parameters of the methods.")
-RuleParameters = _parameters("RuleParameters", RULES, "Parameters of the rules.")
-
-
-@dataclass(kw_only=True)
-class Rule(RuleParameters):  # pyright: ignore[reportGeneralTypeIssues]
-    """Options of the sharpness rule."""
-
-    rule: str | None = None
-    """Sharpness rule (`unsharp list rules`); the method's own default, if left out."""
-
-    def rule_values(self) -> dict[str, Any]:
-        """The parameters that were given, by name."""
-        return {f.name: v for f in dataclasses.fields(RuleParameters) if (v := getattr(self, f.name)) is not None}
-
-
-@dataclass(kw_only=True)
-class Method(MethodParameters, Rule, Loop):  # pyright: ignore[reportGeneralTypeIssues]
-    """Options of the method."""
-
-    method: str = "sharp_minmax"
-    """Method (`unsharp list methods`)."""
-
-    def unlearn_config(self) -> Any:
-        """What the options say of the unlearning. Raises: UserError for an option that nobody takes."""
-        from unsharp.unlearning import configure
-
-        parameters = {f.name: getattr(self, f.name) for f in dataclasses.fields(MethodParameters)}
-        return configure(self.method, rule=self.rule, **parameters, **self.rule_values(), **self.loop_values())
-
-
-# --- commands ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True)
@@ -271,7 +41,7 @@ class Quickstart(Common):
     """Number of seeds."""
     tiny: bool = False
     """One seed, two epochs: only to see that everything works."""
-    workers: int | None = None
+    workers: Count = None
     """Processes at a time; as many as there are processors, if left out."""
     no_open: bool = False
     """Do not open the report in a browser."""
@@ -289,14 +59,12 @@ class Quickstart(Common):
 
 
 @dataclass(kw_only=True)
-class Train(Common, Data, Network, Rule, Loop):
+class Train(Common, Data, Network, Rule, Training):
     """Train a network; the checkpoint remembers how."""
 
-    out: str | None = None
+    out: Text = None
     """Run directory; named by content under runs/ if left out."""
-    label_smoothing: float | None = None
-    """Mass that the target spreads over all classes."""
-    config: str | None = None
+    config: Text = None
     """JSON file of a training configuration (`unsharp show RUN` prints one); options override it."""
 
     def run(self) -> Answer:
@@ -314,9 +82,9 @@ class Train(Common, Data, Network, Rule, Loop):
 class Split(Common, Data, Forget):
     """Choose the samples to forget, and write them down."""
 
-    out: str | None = None
+    out: Text = None
     """Run directory; named by content under runs/ if left out."""
-    model: str | None = None
+    model: Text = None
     """Checkpoint whose data are meant, in place of --data."""
 
     def run(self) -> Answer:
@@ -337,7 +105,7 @@ class Mask(Common, Data, Network, Forget):
 
     model: str
     """Checkpoint: a file, or the directory of a run."""
-    out: str | None = None
+    out: Text = None
     """Run directory; named by content under runs/ if left out."""
     fraction: float = 0.3
     """Share of the weights that is marked, in (0, 1]."""
@@ -373,9 +141,9 @@ class Unlearn(Common, Data, Network, Forget, Method):  # pyright: ignore[reportG
 
     model: str
     """Checkpoint: a file, or the directory of a run. It is read only."""
-    out: str | None = None
+    out: Text = None
     """Run directory; named by content under runs/ if left out."""
-    train_config: str | None = None
+    train_config: Text = None
     """JSON file that says how the network was trained, for a checkpoint that does not know (needed to retrain)."""
 
     def run(self) -> Answer:
@@ -396,13 +164,13 @@ class Evaluate(Common, Data):
 
     run_dir: Annotated[str, tyro.conf.arg(name="run")]
     """Directory of an `unlearn` run."""
-    out: str | None = None
+    out: Text = None
     """Run directory; named by content under runs/ if left out."""
-    original: str | None = None
+    original: Text = None
     """Checkpoint before unlearning, to show it beside."""
-    train_config: str | None = None
+    train_config: Text = None
     """JSON file that says how the network was trained, for a checkpoint that does not know."""
-    attacks: tuple[str, ...] | None = None
+    attacks: Words = None
     """Membership attacks (`unsharp list metrics`); all by default."""
     seed: int = 0
     """Seed of what the metrics draw."""
@@ -462,9 +230,9 @@ class ForgetCommand(Common, Data, Network, Forget, Method):  # pyright: ignore[r
     """Checkpoint: a file, or the directory of a run. It is read only."""
     out: str
     """Directory of the result."""
-    train_config: str | None = None
+    train_config: Text = None
     """JSON file that says how the network was trained, for a checkpoint that does not know."""
-    attacks: tuple[str, ...] | None = None
+    attacks: Words = None
     """Membership attacks (`unsharp list metrics`); all by default."""
     show_samples: bool = False
     """Name the forgotten samples in the report."""
@@ -484,7 +252,7 @@ class ForgetCommand(Common, Data, Network, Forget, Method):  # pyright: ignore[r
 
 @dataclass(kw_only=True)
 class List:
-    """List what is registered: methods, rules, metrics, data, models, optimizers."""
+    """List what is registered: methods, rules, metrics, data, models."""
 
     what: tyro.conf.Positional[str] = "methods"
     """methods, rules, metrics, data or models."""
@@ -594,6 +362,10 @@ def _guarded(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> Any:
     """The command; a mistake in the arguments becomes one line."""
+    if not arguments:
+        raise UserError(f"give a command: {', '.join(COMMANDS)}; see {PROGRAM} --help")
+    if not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        raise unknown("command", arguments[0], COMMANDS)
     noise = io.StringIO()
     try:
         with contextlib.redirect_stderr(noise):
@@ -614,6 +386,7 @@ def _one_line(box: str) -> str:
     """What an error box of the parser says, without the box."""
     lines = [re.sub(r"[│╭╮╰╯]|─{2,}", " ", line).strip() for line in box.splitlines()]
     text = " ".join(line for line in lines[1:] if line)
+    text = re.sub(r"-{8,}", " ", text)
     text = re.split(r"Got errors:|Argument helptext:|For full helptext", text)[0]
     text = re.sub(r"no type matching (\S+) could be instantiated from \[(.*?)\]\.?", r"it takes \1, got \2", text)
     return re.sub(r"\s+", " ", text).strip() or "the arguments could not be read; see unsharp --help"
@@ -628,7 +401,7 @@ def _setting(options: Common) -> Any:
     from unsharp.stages import Setting
 
     runtime.set_threads(options.threads)
-    if options.save_seconds <= 0:
+    if not options.save_seconds > 0:
         raise UserError(f"--save-seconds must be above 0, got {options.save_seconds}")
     with contextlib.ExitStack() as stack:
         shown = not options.quiet and sys.stderr.isatty()
@@ -646,37 +419,15 @@ def _store(given: str | None) -> Path:
     return Path(given) if given else runtime.store_directory()
 
 
-def _amount(value: float | None) -> int | float | None:
-    return int(value) if value is not None and value >= 1 and value == int(value) else value
-
-
-def _options(pairs: Sequence[str]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UserError(f"--arch-option must be KEY=VALUE, got {pair!r}")
-        try:
-            options[key] = json.loads(value)
-        except json.JSONDecodeError:
-            options[key] = value
-    return options
-
-
 def _train_config(options: Train) -> TrainConfig:
     base = config.to_dict(_read_train_config(options.config) or TrainConfig())
-    given = options.loop_values() | (
-        {} if options.label_smoothing is None else {"label_smoothing": options.label_smoothing}
-    )
-    optimizer = {"name": given.pop("optimizer")} if "optimizer" in given else {}
-    optimizer |= {k: given.pop(k) for k in ("lr", "momentum", "weight_decay") if k in given}
+    optimizer, rule = options.optimizer_values(), {"name": options.rule or base["rule"]["name"]}
     if optimizer.get("name", base["optimizer"]["name"]) != base["optimizer"]["name"]:
         base["optimizer"] |= {"momentum": None, "options": {}}
-    rule = {"name": options.rule or base["rule"]["name"]}
     if rule["name"] == base["rule"]["name"]:
         rule = base["rule"]
-    values = base | given | {"optimizer": base["optimizer"] | optimizer, "rule": rule | options.rule_values()}
-    return config.from_dict(TrainConfig, values, "train")
+    values = {"optimizer": base["optimizer"] | optimizer, "rule": rule | options.rule_values()}
+    return config.from_dict(TrainConfig, base | options.loop_values() | values, "train")
 
 
 def _read_train_config(path: str | None) -> TrainConfig | None:

@@ -32,9 +32,9 @@ class OptimizerConfig:
 
     Args:
         name: Class of `torch.optim`, in any case ("sgd", "adamw").
-        lr: Learning rate > 0.
-        momentum: None takes 0.9 for SGD.
-        weight_decay: Decay ≥ 0.
+        lr: Learning rate > 0; unlearning takes 0.01 where nothing is said.
+        momentum: Momentum; None takes 0.9 for SGD, and nothing for the others.
+        weight_decay: Weight decay ≥ 0.
         options: Further arguments of the class.
     """
 
@@ -49,7 +49,10 @@ class OptimizerConfig:
             raise UserError(f"lr must be a finite number above 0, got {self.lr}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UserError(f"weight_decay must be a finite number of at least 0, got {self.weight_decay}")
-        self.arguments()
+        try:
+            self.optimizer_class()([nn.Parameter(torch.zeros(1, 1))], **self.arguments())
+        except (ValueError, TypeError) as error:
+            raise error if isinstance(error, UserError) else UserError(f"optimizer {self.name}: {error}") from None
 
     def optimizer_class(self) -> type[torch.optim.Optimizer]:
         """The class called `name`. Raises: UserError if there is none or it cannot be a base."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from unsharp import runtime
+from unsharp import artifacts, runtime
 from unsharp.errors import NonFiniteError, UserError, listed, unknown
 from unsharp.models.modes import evaluating
 
@@ -193,7 +192,7 @@ def save(mask: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, An
 
     Args:
         mask: Bool tensors by parameter name.
-        path: The file; its directory exists.
+        path: The file.
         metadata: JSON values, kept in the file's header as JSON text.
 
     Raises:
@@ -201,15 +200,8 @@ def save(mask: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, An
     """
     tensors = {name: m.detach().to("cpu", torch.bool, copy=True).contiguous() for name, m in mask.items()}
     header = {key: json.dumps(value) for key, value in (metadata or {}).items()}
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with artifacts.writing(path), artifacts.atomic(path) as temporary:
         save_file(tensors, temporary, metadata=header)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"mask {str(path)!r} cannot be written: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> Mask:

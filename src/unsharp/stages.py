@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,6 +230,7 @@ def evaluate_run(
     """
     check_attacks(attacks or ())
     unlearned = artifacts.open_run(run, "unlearn")
+    _check_store(at)
     subject = load_subject(unlearned.path, at.device, data_config=data_config, train=train_config)
     forget = read_split(unlearned.path, subject.splits.train)
     record = config.from_dict(Record, unlearned.json(RECORD_FILE))
@@ -278,6 +280,7 @@ def forget_samples(
     from unsharp.report import write_report
 
     check_attacks(attacks or ())
+    _check_store(at)
     settings = {
         "checkpoint": subject.digest,
         "origin": subject.origin,
@@ -303,7 +306,7 @@ def forget_samples(
         page = workspace.file(REPORT_FILE)
         write_report(page, [facts | {"metrics": values}], title="Deletion report", show_samples=show_samples)
         for name in (MODEL_FILE, RECORD_FILE):
-            unlearned.file(name).rename(workspace.file(name))
+            shutil.copyfile(unlearned.file(name), workspace.file(name))
         artifacts.remove_run(unlearned)
 
     return at.perform(out, "forget", settings, work)
@@ -349,6 +352,12 @@ def _retraining(subject: Subject, forget: ForgetSet, at: Setting) -> Callable[[]
         return found.model, found.record
 
     return run
+
+
+def _check_store(at: Setting) -> None:
+    """Raise UserError where no retrained reference could be kept, before any work."""
+    with artifacts.writing(at.store / "references", "--store"):
+        pass
 
 
 def _reference(recipe: Recipe, subject: Subject, forget: ForgetSet, at: Setting) -> Reference:

@@ -10,36 +10,40 @@ from unsharp.errors import UserError, unknown
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which data, and how the network receives them."""
+    """Which data, and how the network receives them.
+
+    Args:
+        name: Source: `unsharp list data` names them.
+        dir: Local directory (hub layout or image folder) or .npz file; None downloads from the hub.
+        test_dir: Directory or .npz file of the test set, where it is not part of `dir`.
+        size: Side in pixels: shorter side resized to it, centre cropped; None keeps the source's own size.
+        mean: Mean per channel on the scale [0, 1] (one value or one per channel); None takes the source's.
+        std: Standard deviation per channel on the scale [0, 1]; None takes the source's.
+        augment: Augmentation while training: auto, none, crop, flip, crop_flip, resized_crop_flip.
+        id_column: Column (or key of the .npz) with a stable id for each sample; None takes the position in the
+            source.
+        label_column: Column (or key of the .npz) of the labels; None takes the source's own.
+        image_column: Column (or key of the .npz) of the images; None takes the source's own.
+        classes: Keep the first so many classes only.
+        per_class: Keep the first so many training samples of each class only.
+        class_order: Text file with one class name per line, in the order of the network's outputs.
+        workers: Processes that decode a set too large for the device; results do not depend on it.
+    """
 
     name: str = "digits"
-    """Source: `unsharp list data` names them."""
     dir: str | None = None
-    """Local directory (hub layout or image folder) or .npz file; None downloads from the hub."""
     test_dir: str | None = None
-    """Directory or .npz file of the test set, where it is not part of `dir`."""
     size: int | None = None
-    """Side in pixels: shorter side resized to it, centre cropped; None keeps the source's own size."""
     mean: tuple[float, ...] | None = None
-    """Mean per channel on the scale [0, 1] (one value or one per channel); None takes the source's."""
     std: tuple[float, ...] | None = None
-    """Standard deviation per channel on the scale [0, 1]; None takes the source's."""
     augment: str = "auto"
-    """Augmentation while training: auto, none, crop, flip, crop_flip, resized_crop_flip."""
     id_column: str | None = None
-    """Column (or key of the .npz) with a stable id for each sample; None takes the position in the source."""
     label_column: str | None = None
-    """Column (or key of the .npz) of the labels; None takes the source's own."""
     image_column: str | None = None
-    """Column (or key of the .npz) of the images; None takes the source's own."""
     classes: int | None = None
-    """Keep the first so many classes only."""
     per_class: int | None = None
-    """Keep the first so many training samples of each class only."""
     class_order: str | None = None
-    """Text file with one class name per line, in the order of the network's outputs."""
     workers: int = 0
-    """Processes that decode a set too large for the device; results do not depend on it."""
 
     def __post_init__(self) -> None:
         for name in ("size", "classes", "per_class"):

@@ -18,6 +18,7 @@ import numpy as np
 from unsharp import artifacts, data
 from unsharp.data import DataConfig
 from unsharp.difficulty import ForgetConfig
+from unsharp.errors import UserError
 from unsharp.models import ModelConfig
 from unsharp.recipes.comparison import Comparison, Point, Task, Variant, compare, tune
 from unsharp.stages import Setting
@@ -71,6 +72,9 @@ def run(out: str | Path, at: Setting, *, seeds: int = 3, tiny: bool = False, wor
     from unsharp.report.brief import brief
     from unsharp.report.tables import summarise, to_json
 
+    for name, value in (("seeds", seeds), ("workers", workers)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
     out = Path(out)
     with artifacts.writing(out / "report.html"):
         out.mkdir(parents=True, exist_ok=True)

@@ -114,8 +114,9 @@ for _name, _spec in HUB_SETS.items():
 
 
 def _load(config: DataConfig, repo: str) -> Any:
-    from datasets import load_dataset, load_from_disk
+    from datasets import disable_progress_bars, load_dataset, load_from_disk
 
+    disable_progress_bars()  # they would come between an error and its one line
     if config.dir is None:
         try:
             return load_dataset(repo)

@@ -43,7 +43,8 @@ def _read(argument: str, path: str) -> dict[str, np.ndarray]:
     if not Path(path).is_file():
         raise UserError(f"{argument} {path!r} is not a file; give a .npz file")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # NumPy leaves the files that it opens itself open when they are damaged.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"{argument} {path!r} is no .npz file of plain arrays ({str(error)[:120]})") from None

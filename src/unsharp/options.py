@@ -1,0 +1,256 @@
+"""The options of the command line, in groups; those of data, loop, methods and rules come from their dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Optional, get_args, get_origin, get_type_hints
+
+import tyro
+
+from unsharp import config
+from unsharp.data import DataConfig
+from unsharp.difficulty import ForgetConfig
+from unsharp.engine import OptimizerConfig
+from unsharp.errors import UserError
+from unsharp.methods import METHODS
+from unsharp.models import ModelConfig
+from unsharp.sharpness import RULES
+from unsharp.training import TrainConfig
+from unsharp.unlearning import UnlearnConfig, configure
+
+Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
+Count = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+Words = Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="TEXT [TEXT ...]", help_behavior_hint="")]
+
+
+def _group(name: str, doc: str, owners: Mapping[str, Any], names: Mapping[str, str] | None = None) -> type:
+    """A group with an option for each field of some dataclasses; none of them is given by default.
+
+    Args:
+        name: Of the group.
+        doc: Of the group.
+        owners: The dataclasses by name; an option that not all of them have says whose it is.
+        names: Field to option, where they differ; "" leaves the field out.
+    """
+    found: dict[str, list[str]] = {}
+    kinds: dict[str, Any] = {}
+    for owner, cls in owners.items():
+        hints = get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            option = (names or {}).get(field.name, field.name)
+            if option:
+                found.setdefault(option, []).append(owner)
+                kinds.setdefault(option, (hints[field.name], _described(cls, field.name), _default(field)))
+    made = []
+    for option, whose in found.items():
+        kind, text, default = kinds[option]
+        hint = f"({', '.join(whose)})" if len(owners) > 1 else default
+        shown = tyro.conf.arg(help=text, help_behavior_hint=hint, metavar=_metavar(kind))
+        made.append((option, Annotated[Optional[kind], shown], dataclasses.field(default=None)))  # noqa: UP045
+    group = dataclasses.make_dataclass(name, made, kw_only=True)
+    group.__doc__ = doc
+    return group
+
+
+def _described(cls: type, field: str) -> str:
+    """What the docstrings of a class and its bases say of a field."""
+    for base in cls.__mro__:
+        found = re.search(rf"^ +{field}: (.+?)(?=^ +\w+: |^ *$|\Z)", base.__doc__ or "", re.MULTILINE | re.DOTALL)
+        if found:
+            return " ".join(found[1].split())
+    return field.replace("_", " ")
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    return "" if field.default in (None, dataclasses.MISSING) else f"(default: {field.default})"
+
+
+def _metavar(kind: Any) -> str:
+    """What stands behind an option in the help."""
+    parts = [part for part in get_args(kind) or (kind,) if part not in (type(None), Ellipsis)]
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, parts))
+    inner = parts[0]
+    if get_origin(kind) is tuple or get_origin(inner) is tuple:
+        word = _metavar(get_args(inner)[0] if get_origin(inner) is tuple else inner)
+        return f"{word} [{word} ...]"
+    return {int: "INT", float: "FLOAT", bool: "True|False"}.get(inner, "TEXT")
+
+
+def _given(options: Any, group: type) -> dict[str, Any]:
+    """The options of a group that were given, by name."""
+    return {f.name: v for f in dataclasses.fields(group) if (v := getattr(options, f.name)) is not None}
+
+
+DATA_NAMES = {"data": "name", "data_dir": "dir"}
+OWN_OPTION = {"optimizer": "", "options": "", "seed": "", "method": "", "rule": "", "name": "optimizer"}
+DataFields = _group("DataFields", "The data.", {"data": DataConfig}, {v: k for k, v in DATA_NAMES.items()})
+TrainFields = _group("TrainFields", "The training.", {"train": TrainConfig}, OWN_OPTION)
+UnlearnFields = _group("UnlearnFields", "The loop.", {"unlearn": UnlearnConfig}, OWN_OPTION)
+OptimizerFields = _group("OptimizerFields", "The optimiser.", {"optimizer": OptimizerConfig}, OWN_OPTION)
+MethodFields = _group("MethodFields", "Parameters of the methods.", METHODS)
+RuleFields = _group("RuleFields", "Parameters of the rules.", RULES)
+
+
+@dataclass(kw_only=True)
+class Common:
+    """Options of every command that works."""
+
+    device: Text = None
+    """Device, such as cpu or cuda:1; the accelerator where there is one, if left out."""
+    threads: Count = None
+    """Threads of this process; results are equal to the bit only at equal thread counts."""
+    store: Text = None
+    """Directory of retrained references, found again by content (default: the user's cache, or $UNSHARP_STORE)."""
+    force: bool = False
+    """Do it again, even if it is found done, and replace what is there."""
+    save_seconds: float = 60.0
+    """Seconds between two savings of the state from which a killed run goes on."""
+    json: bool = False
+    """Print one JSON object on standard output, and everything else on standard error."""
+    quiet: bool = False
+    """No progress bars."""
+
+
+@dataclass(kw_only=True)
+class Data(DataFields):  # pyright: ignore[reportGeneralTypeIssues]
+    """Options that say which data; those of the checkpoint, if none is given."""
+
+    def data_config(self) -> DataConfig | None:
+        """What the options say of the data; None if they say nothing."""
+        given = _given(self, DataFields)
+        return (
+            config.from_dict(DataConfig, {DATA_NAMES.get(k, k): v for k, v in given.items()}, "data") if given else None
+        )
+
+
+@dataclass(kw_only=True)
+class Network:
+    """Options that say which network."""
+
+    arch: Text = None
+    """Architecture: a registered name (`unsharp list models`), timm:NAME, hf:NAME or package.module:function."""
+    width: Count = None
+    """Output channels of the first convolution; the other layers scale with it."""
+    stem: Text = None
+    """Stem: auto, small or large."""
+    arch_option: tuple[str, ...] = ()
+    """Further options of the architecture, each as KEY=VALUE."""
+
+    def model_config(self, default: str | None = None) -> ModelConfig | None:
+        """What the options say of the network; None if they say nothing."""
+        if self.arch is None and default is None:
+            if self.width is not None or self.arch_option:
+                raise UserError("--width and --arch-option need --arch")
+            return None
+        values = {"arch": self.arch or default, "width": self.width, "stem": self.stem}
+        given = {k: v for k, v in values.items() if v is not None}
+        return config.from_dict(ModelConfig, given | {"options": _options(self.arch_option)}, "model")
+
+
+@dataclass(kw_only=True)
+class Training(OptimizerFields, TrainFields):  # pyright: ignore[reportGeneralTypeIssues]
+    """Options of a training and of its optimiser."""
+
+    seed: int = 0
+    """Seed of initialisation, data order, augmentation and dropout."""
+
+    def loop_values(self) -> dict[str, Any]:
+        """The options that were given, by name."""
+        return _given(self, TrainFields) | {"seed": self.seed}
+
+    def optimizer_values(self) -> dict[str, Any]:
+        """The options of the optimiser that were given, by field."""
+        return {"name" if k == "optimizer" else k: v for k, v in _given(self, OptimizerFields).items()}
+
+
+@dataclass(kw_only=True)
+class Forget:
+    """Options that say what is to be forgotten; exactly one of --ids, --random, --forget-classes, --scores, --split."""
+
+    split: Text = None
+    """A `split` run or its split.json."""
+    ids: Text = None
+    """File of ids: CSV (FILE[:COLUMN]), JSON, or text with one per line."""
+    random: Number = None
+    """So many samples at random (1 or more), or such a fraction of them (below 1)."""
+    forget_classes: Words = None
+    """Whole classes, by name or number."""
+    scores: Text = None
+    """File of difficulty scores, FILE[:KEY] (.npz, .csv, .parquet); needs --level and --n."""
+    score_kind: str = "memorization"
+    """What the scores are: memorization (high is hard) or cscore (low is hard)."""
+    level: Text = None
+    """With --scores: high, mid, low or mix."""
+    n: Number = None
+    """With --scores: so many samples (1 or more), or such a fraction of them (below 1)."""
+    mid: str = "half"
+    """What mid is near to: half (a score of 0.5) or median."""
+    split_seed: int = 0
+    """Seed of the random choice."""
+
+    def forget_config(self) -> ForgetConfig:
+        """What the options say of the forget set. Raises: UserError unless they say exactly one thing."""
+        chosen = ForgetConfig(
+            random=_amount(self.random),
+            classes=self.forget_classes,
+            ids=self.ids,
+            scores=self.scores,
+            score_kind=self.score_kind,  # pyright: ignore[reportArgumentType]
+            level=self.level,  # pyright: ignore[reportArgumentType]
+            n=_amount(self.n),
+            mid=self.mid,  # pyright: ignore[reportArgumentType]
+            seed=self.split_seed,
+        )
+        chosen.check()
+        return chosen
+
+
+@dataclass(kw_only=True)
+class Rule(RuleFields):  # pyright: ignore[reportGeneralTypeIssues]
+    """Options of the sharpness rule."""
+
+    rule: Text = None
+    """Sharpness rule (`unsharp list rules`); the method's own default, if left out."""
+
+    def rule_values(self) -> dict[str, Any]:
+        """The parameters that were given, by name."""
+        return _given(self, RuleFields)
+
+
+@dataclass(kw_only=True)
+class Method(MethodFields, Rule, OptimizerFields, UnlearnFields):  # pyright: ignore[reportGeneralTypeIssues]
+    """Options of the method, of its loop and of its optimiser."""
+
+    method: str = "sharp_minmax"
+    """Method (`unsharp list methods`)."""
+    seed: int = 0
+    """Seed of data order, augmentation, dropout, and of what the method draws."""
+
+    def unlearn_config(self) -> Any:
+        """What the options say of the unlearning. Raises: UserError for an option that nobody takes."""
+        groups = (MethodFields, RuleFields, OptimizerFields, UnlearnFields)
+        given = {name: value for group in groups for name, value in _given(self, group).items()}
+        return configure(self.method, rule=self.rule, seed=self.seed, **given)
+
+
+def _amount(value: float | None) -> int | float | None:
+    return int(value) if value is not None and value >= 1 and value.is_integer() else value
+
+
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--arch-option must be KEY=VALUE, got {pair!r}")
+        try:
+            options[key] = json.loads(value)
+        except json.JSONDecodeError:
+            options[key] = value
+    return options
