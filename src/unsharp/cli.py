@@ -42,7 +42,7 @@ class Quickstart(Common):
     tiny: bool = False
     """One seed, two epochs: only to see that everything works."""
     workers: Count = None
-    """Processes at a time; as many as there are processors, if left out."""
+    """Processes at a time; as many as there are processors, up to three, if left out."""
     no_open: bool = False
     """Do not open the report in a browser."""
 

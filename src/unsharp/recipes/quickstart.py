@@ -9,6 +9,7 @@ that.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from unsharp.stages import Setting
 from unsharp.training import TrainConfig
 
 FORGET = 72
+WORKERS = 3  # each takes some 350 MB, and the whole shall stay below 1.5 GB
 TUNED_ON = (100, 101, 102)
 LOOP: dict[str, Any] = {"epochs": 5, "batch_size": 64}
 NEGATIVE = {"alpha": [0.99, 0.95, 0.9], "lr": [0.01, 0.03]}
@@ -63,7 +65,7 @@ def run(out: str | Path, at: Setting, *, seeds: int = 3, tiny: bool = False, wor
         at: Progress and messages.
         seeds: Number of seeds, from 0.
         tiny: Two epochs instead of twenty-five.
-        workers: Processes at a time.
+        workers: Processes at a time; None for as many as there are processors, up to three.
 
     Returns:
         Where the page is, and its table.
@@ -81,13 +83,14 @@ def run(out: str | Path, at: Setting, *, seeds: int = 3, tiny: bool = False, wor
     what = comparison(out, epochs=2 if tiny else 25)
     points = [Point(variant=v, settings=v.settings | chosen) for v, chosen in zip(VARIANTS, CHOSEN)]
     at.say(f"{seeds} seed(s): each one network trained, one retrained, {len(points)} unlearned; about a minute")
+    workers = min(WORKERS, os.cpu_count() or 1) if workers is None else workers
     facts = compare(what, out, seeds=range(seeds), points=points, workers=workers, progress=at.progress)
     page = out / "report.html"
     write_report(page, facts, title="unsharp quickstart: unlearning hard digits")
     table = summarise(facts)
     artifacts.write_text(out / "table.json", to_json(table))
     at.say(f"report: {page}")
-    return Quickstart(page, brief(table), json.loads(to_json(table)))
+    return Quickstart(page, brief(table), json.loads(to_json(table))["rows"])
 
 
 def comparison(out: Path, *, epochs: int = 25) -> Comparison:
