@@ -75,7 +75,10 @@ class Train(Common, Data, Network, Rule, Training):
             run = stages.train_network(
                 self.model_config("small_cnn") or ModelConfig(), self.data_config() or DataConfig(), how, self.out, at
             )
-        return _run_answer(run)
+        metrics = run.json(stages.METRICS_FILE)
+        if not self.json:
+            print(stages.sentence(metrics))
+        return _run_answer(run) | metrics
 
 
 @dataclass(kw_only=True)
@@ -189,6 +192,7 @@ class Evaluate(Common, Data):
                 train_config=_read_train_config(self.train_config),
                 original=self.original,
             )
+        _show_evaluation(self, run)
         return run.json(stages.METRICS_FILE) | {"run": str(run.path)}
 
 
@@ -210,14 +214,12 @@ class Report(Common):
     def run(self) -> Answer:
         from unsharp import stages
         from unsharp.report import write_report
-        from unsharp.report.brief import brief
-        from unsharp.report.tables import summarise
 
         if not self.runs:
             raise UserError("report needs at least one evaluated run; give directories that `unsharp evaluate` wrote")
         facts = [stages.read_evaluation(path) for path in self.runs]
         write_report(self.out, facts, title=self.title, show_samples=self.show_samples)
-        print(brief(summarise(facts)), file=sys.stderr if self.json else sys.stdout)
+        _show_facts(self, facts)
         _open(Path(self.out), not self.open)
         return {"report": self.out, "runs": len(facts)}
 
@@ -247,6 +249,7 @@ class ForgetCommand(Common, Data, Network, Forget, Method):  # pyright: ignore[r
             run = stages.forget_samples(
                 subject, forget, how, self.out, at, attacks=self.attacks, show_samples=self.show_samples
             )
+        _show_evaluation(self, run)
         return run.json(stages.METRICS_FILE) | _run_answer(run) | {"report": str(run.file(stages.REPORT_FILE))}
 
 
@@ -471,6 +474,21 @@ def _forget_set(options: Forget, subject: Any) -> Any:
 
 def _run_answer(run: Any) -> Answer:
     return {"run": str(run.path), "stage": run.stage, "reused": run.reused}
+
+
+def _show_evaluation(options: Common, run: Any) -> None:
+    from unsharp.stages import read_evaluation
+
+    _show_facts(options, [read_evaluation(run.path)])
+
+
+def _show_facts(options: Common, facts: list[Answer]) -> None:
+    """The outcome in words, accuracies and costs, for a person."""
+    from unsharp.report.brief import brief
+    from unsharp.report.tables import summarise
+
+    if not options.json:
+        print(brief(summarise(facts)))
 
 
 def _open(path: Path, stay: bool) -> None:

@@ -49,6 +49,10 @@ def _group(name: str, doc: str, owners: Mapping[str, Any], names: Mapping[str, s
     made = []
     for option, whose in found.items():
         kind, text, default = kinds[option]
+        if kind is bool and default == "(default: False)":
+            flag = tyro.conf.arg(help=f"{text} ({', '.join(whose)})" if len(owners) > 1 else text)
+            made.append((option, Annotated[bool, flag], dataclasses.field(default=False)))
+            continue
         hint = f"({', '.join(whose)})" if len(owners) > 1 else default
         shown = tyro.conf.arg(help=text, help_behavior_hint=hint, metavar=_metavar(kind))
         made.append((option, Annotated[Optional[kind], shown], dataclasses.field(default=None)))  # noqa: UP045
@@ -83,8 +87,8 @@ def _metavar(kind: Any) -> str:
 
 
 def _given(options: Any, group: type) -> dict[str, Any]:
-    """The options of a group that were given, by name."""
-    return {f.name: v for f in dataclasses.fields(group) if (v := getattr(options, f.name)) is not None}
+    """The options of a group that were given, by name; a flag that is not set was not given."""
+    return {f.name: v for f in dataclasses.fields(group) if (v := getattr(options, f.name)) != f.default}
 
 
 DATA_NAMES = {"data": "name", "data_dir": "dir"}

@@ -23,11 +23,12 @@ from unsharp.evaluation.accuracy import accuracy
 from unsharp.models import ModelConfig
 from unsharp.progress import SILENT, Progress
 from unsharp.reference import RECORD_FILE, Recipe, Reference, retrain
-from unsharp.subject import Origin, Subject, accuracies, check_trained, load_subject, watch
+from unsharp.subject import Origin, Subject, accuracies, chance, check_reference, check_trained, load_subject, watch
 from unsharp.training import Record, TrainConfig, initial_model, train
 from unsharp.unlearning import UnlearnConfig
 
 METRICS_FILE, ABOUT_FILE, BEFORE_FILE, REPORT_FILE = "metrics.json", "about.json", "before.json", "report.html"
+TRAIN_METRICS = ("train_accuracy", "test_accuracy")
 SPLIT_FILE, MASK_FILE = "split.json", "mask.safetensors"
 
 
@@ -98,7 +99,28 @@ def train_network(
         workspace.write_json(RECORD_FILE, record)
         workspace.write_json(METRICS_FILE, _train_metrics(network, splits, record))
 
-    return at.perform(out, "train", {"origin": origin}, work)
+    run = at.perform(out, "train", {"origin": origin}, work)
+    if (warning := untrained(run.json(METRICS_FILE), splits.train.labels, origin.n_classes)) is not None:
+        at.say(f"warning: {warning}")
+    return run
+
+
+def sentence(metrics: Mapping[str, Any]) -> str:
+    """The figures of a training in a line."""
+    shown = [
+        f"{name.split('_')[0]} accuracy {metrics[name]:.1f} %" for name in TRAIN_METRICS if metrics[name] is not None
+    ]
+    return f"{', '.join(shown)}; {metrics['seconds']:.1f} s, {metrics['passes']} passes"
+
+
+def untrained(metrics: Mapping[str, Any], labels: np.ndarray, n_classes: int) -> str | None:
+    """A warning where a network has learnt nothing, else None."""
+    if metrics["train_accuracy"] > chance(labels, n_classes):
+        return None
+    return (
+        f"the network is right on {metrics['train_accuracy']:.1f} % of its training samples, no better than a guess; "
+        "lower the learning rate, or train longer"
+    )
 
 
 def split_samples(data_config: DataConfig, forget: ForgetConfig, out: str | Path | None, at: Setting) -> Run:
@@ -195,10 +217,15 @@ def evaluate_network(
 ) -> dict[str, Any]:
     """What `judge` finds of a network that forgot, with the retrained reference computed or found."""
     reference, why_not = find_reference(subject, forget, at)
+    before = None if original is None else subject.outputs_of(original, forget)
+    beside = None if reference is None else subject.outputs_of(reference.model, forget)
+    if before is not None and beside is not None:
+        for warning in check_reference(before, beside):
+            at.say(f"warning: {warning}")
     return judge(
         Judged(subject.outputs_of(model, forget), record),
-        reference=None if reference is None else Judged(subject.outputs_of(reference.model, forget), reference.record),
-        original=None if original is None else Judged(subject.outputs_of(original, forget)),
+        reference=None if reference is None or beside is None else Judged(beside, reference.record),
+        original=None if before is None else Judged(before),
         attacks=attacks,
         seed=seed,
         why_no_reference=why_not,

@@ -138,6 +138,29 @@ def accuracies(found: Outputs) -> dict[str, float | None]:
     }
 
 
+def chance(labels: np.ndarray, n_classes: int) -> float:
+    """The accuracy (0–100) up to which a network may be guessing: the best constant guess, and three deviations."""
+    guess = max(1 / n_classes, float(np.bincount(labels).max()) / len(labels))
+    return 100 * min(1.0, guess + 3 * (guess * (1 - guess) / len(labels)) ** 0.5)
+
+
+def check_reference(original: Outputs, reference: Outputs, points: float = 20.0) -> list[str]:
+    """Warnings where the retrained network cannot stand for the original's training.
+
+    Args:
+        original: Outputs of the network before unlearning.
+        reference: Outputs of the retrained one.
+        points: By how much their accuracies on retain may differ.
+    """
+    ours, theirs = accuracy(original.retain), accuracy(reference.retain)
+    if abs(ours - theirs) <= points:
+        return []
+    return [
+        f"the retrained network is right on {theirs:.1f} % of the retained samples, the original on {ours:.1f} %: it "
+        "was probably trained otherwise, so gaps and ToW mean little; mend the training configuration"
+    ]
+
+
 def check_trained(found: Outputs) -> list[str]:
     """Look at a network before work on it starts.
 
@@ -150,16 +173,12 @@ def check_trained(found: Outputs) -> list[str]:
     Raises:
         UserError: if it does no better on its training samples than a guess, so that the work would be in vain.
     """
-    labels, n_classes = found.retain.labels, found.retain.logits.shape[1]
-    guess = max(1 / n_classes, float(np.bincount(labels).max()) / len(labels))
-    chance = 100 * min(1.0, guess + 3 * (guess * (1 - guess) / len(labels)) ** 0.5)
-    seen = accuracies(found)
-    retain = accuracy(found.retain)
-    if retain <= chance and guess < 1:
+    seen, retain = accuracies(found), accuracy(found.retain)
+    at_chance = chance(found.retain.labels, found.retain.logits.shape[1])
+    if retain <= at_chance < 100:
         raise UserError(
-            f"the network is right on {retain:.1f} % of its training samples, no better than a guess "
-            f"({100 * guess:.1f} %); probably its preprocessing or the order of its classes differs: "
-            "give --mean, --std, --size or --class-order"
+            f"the network is right on {retain:.1f} % of its training samples, no better than a guess; probably its "
+            "preprocessing or the order of its classes differs: give --mean, --std, --size or --class-order"
         )
     warnings = []
     if found.test is None:
