@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from unsharp.errors import UserError, listed
 RUN_FILE = "run.json"
 MODEL_FILE = "model.safetensors"
 RESUME_FILE = "resume.pt"
+LOCK_FILE = ".lock"
 SETTINGS_FILE = "settings.json"
 METADATA_KEY = "unsharp"
 PREFIXES = ("module.", "_orig_mod.")
@@ -113,6 +114,7 @@ def perform(
     *,
     provenance: Mapping[str, Any] | None = None,
     force: bool = False,
+    wait: bool = False,
 ) -> Run:
     """Do `work` into the run directory `path`, or find it done.
 
@@ -126,6 +128,7 @@ def perform(
         work: Fills the workspace.
         provenance: What else to record.
         force: Do it again, and replace what is there once the new run is whole.
+        wait: Wait for another process that is at work on it, and take its result.
 
     Raises:
         UserError: if `path` holds other work, is in use by another process, or cannot be written.
@@ -137,13 +140,13 @@ def perform(
     if found is not None:
         return found
     partial = path.parent / f".{path.name}.partial"
-    with writing(path), _locked(partial):
+    with writing(path), _locked(partial, wait):
         found = _same_run(path, stage, settings, force)  # another process may have done it meanwhile
         if found is not None:
-            shutil.rmtree(partial)
+            shutil.rmtree(partial, ignore_errors=True)
             return found
         if not _continues(partial, settings, force):
-            _clear(partial)
+            _remove(entry for entry in partial.iterdir() if entry.name != LOCK_FILE)
             write_json(partial / SETTINGS_FILE, settings)
         with _leaving_nothing_of_mistakes(partial):
             work(Workspace(partial))
@@ -154,8 +157,8 @@ def perform(
             "provenance": {**runtime.describe(torch.device("cpu")), **(provenance or {}), **_circumstances()},
         }
         write_json(partial / RUN_FILE, values)
-        for name in (RESUME_FILE, SETTINGS_FILE, ".lock"):
-            (partial / name).unlink(missing_ok=True)
+        # What is hidden is the lock, or was left by a kill in the middle of a write.
+        _remove(e for e in partial.iterdir() if e.name in (RESUME_FILE, SETTINGS_FILE) or e.name.startswith("."))
         _swap(partial, path)
     return Run(path, stage, settings, values["provenance"])
 
@@ -348,22 +351,26 @@ def _continues(partial: Path, settings: Any, force: bool) -> bool:
         return False
 
 
-def _clear(directory: Path) -> None:
-    for entry in directory.iterdir():
-        if entry.name != ".lock":
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+def _remove(entries: Iterable[Path]) -> None:
+    for entry in list(entries):
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def _locked(directory: Path, wait: bool) -> Iterator[None]:
     """Hold the directory for this process; the lock goes with the process, however it ends."""
-    directory.mkdir(exist_ok=True)
-    with open(directory / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is at work on {directory.name[1:-8]}; wait for it to end") from None
-        yield
+    lock = directory / LOCK_FILE
+    while True:
+        directory.mkdir(exist_ok=True)
+        with open(lock, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise UserError(f"another process is at work on {directory.name[1:-8]}; wait for it to end") from None
+            # Whoever held it may have finished since it was opened, and taken the directory away.
+            if lock.exists() and os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                yield
+                return
 
 
 def _system_error(error: BaseException | None) -> int | None:

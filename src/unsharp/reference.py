@@ -110,9 +110,8 @@ def retrain(
         artifacts.save_model(workspace.file(MODEL_FILE), model, {"recipe": recipe.architecture, "train": recipe.train})
         workspace.write_json(RECORD_FILE, record)
 
-    run = artifacts.perform(
-        Path(store) / f"retrain-{config.digest(settings)[:16]}", "retrain", settings, keep, force=force
-    )
+    path = Path(store) / f"retrain-{config.digest(settings)[:16]}"
+    run = artifacts.perform(path, "retrain", settings, keep, force=force, wait=True)
     weights, _ = artifacts.load_weights(run.file(MODEL_FILE))
     artifacts.load_into(model, weights, str(run.path))
     return Reference(model.eval(), config.from_dict(Record, run.json(RECORD_FILE)), run)
