@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-from unsharp import runtime
+from unsharp import artifacts, runtime
 from unsharp.data.samples import Samples
 from unsharp.data.streams import evaluation_batches
 from unsharp.errors import UserError, listed
@@ -60,8 +60,9 @@ class Predictions:
         return len(self.labels)
 
     def save(self, path: str | Path) -> None:
-        """Write logits and labels to a safetensors file at `path`."""
-        save_file({"logits": self.logits, "labels": self.labels}, path)
+        """Write logits and labels to a safetensors file at `path`, whole or not at all."""
+        with artifacts.writing(path), artifacts.atomic(path) as temporary:
+            save_file({"logits": self.logits, "labels": self.labels}, temporary)
 
     @classmethod
     def load(cls, path: str | Path) -> Predictions:
