@@ -13,7 +13,7 @@ import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 from rich.console import Console
@@ -165,7 +165,7 @@ class Unlearn(Common, Data, Network, Forget, Method):  # pyright: ignore[reportG
 class Evaluate(Common, Data):
     """Measure an unlearned network beside the retrained one."""
 
-    run_dir: Annotated[str, tyro.conf.arg(name="run")]
+    run_dir: tyro.conf.Positional[str]
     """Directory of an `unlearn` run."""
     out: Text = None
     """Run directory; named by content under runs/ if left out."""

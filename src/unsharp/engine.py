@@ -49,10 +49,7 @@ class OptimizerConfig:
             raise UserError(f"lr must be a finite number above 0, got {self.lr}")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise UserError(f"weight_decay must be a finite number of at least 0, got {self.weight_decay}")
-        try:
-            self.optimizer_class()([nn.Parameter(torch.zeros(1, 1))], **self.arguments())
-        except (ValueError, TypeError) as error:
-            raise error if isinstance(error, UserError) else UserError(f"optimizer {self.name}: {error}") from None
+        self.arguments()
 
     def optimizer_class(self) -> type[torch.optim.Optimizer]:
         """The class called `name`. Raises: UserError if there is none or it cannot be a base."""
@@ -79,11 +76,18 @@ class OptimizerConfig:
         return values
 
     def build(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-        """The optimiser for these parameters, in its one-kernel form where the device has one."""
+        """The optimiser for these parameters, in its one-kernel form where the device has one.
+
+        Raises:
+            UserError: for a value that the class refuses.
+        """
         cls, params = self.optimizer_class(), [p for _, p in named]
         fused = {} if "foreach" in self.options else runtime.fused_optimizer(cls, params[0].device)
         arguments: dict[str, Any] = fused | self.arguments()
-        return cls(params, **arguments)
+        try:
+            return cls(params, **arguments)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"optimizer {self.name} cannot be made: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +241,7 @@ class Loop:
             NonFiniteError: at a step that is not finite; the model is as it was before that step, and saved.
         """
         total, saved = self.config.epochs * self.n_batches, time.monotonic()
+        first = self.epoch * self.n_batches + self.batch - self._stepper.steps
         progress.start(label, total, done=self.epoch * self.n_batches + self.batch)
         try:
             while self.epoch < self.config.epochs:
@@ -258,6 +263,8 @@ class Loop:
                     save(self)
                     saved = time.monotonic()
         except NonFiniteError:
+            # the step may have been found broken some steps later: stand where the weights do
+            self.epoch, self.batch = divmod(first + self._stepper.steps, self.n_batches)
             if save is not None:
                 save(self)
             raise

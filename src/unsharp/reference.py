@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,7 +124,7 @@ def reference_key(
 ) -> dict[str, Any]:
     """All that a retrained network depends on; two with equal keys are the same network."""
     return {
-        "architecture": recipe.architecture if recipe.architecture is not None else type(model).__qualname__,
+        "architecture": recipe.architecture if recipe.architecture is not None else _described(model),
         "initialisation": state_digest(model),
         "train": config.to_dict(recipe.train),
         "data": fingerprint,
@@ -132,6 +134,16 @@ def reference_key(
         "device": device.type,
         "precision": recipe.train.precision,
     }
+
+
+def _described(model: nn.Module) -> dict[str, Any]:
+    """What can be said of a network that no configuration describes: its classes, their structure and their source."""
+    kinds = sorted({type(m) for m in model.modules() if not type(m).__module__.startswith("torch.")}, key=str)
+    sources = {}
+    for kind in kinds:
+        with contextlib.suppress(OSError, TypeError):  # made in a console, or compiled
+            sources[f"{kind.__module__}.{kind.__qualname__}"] = inspect.getsource(kind)
+    return {"class": type(model).__qualname__, "structure": repr(model), "sources": sources}
 
 
 def state_digest(model: nn.Module) -> str:
