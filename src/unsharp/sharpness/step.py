@@ -68,6 +68,7 @@ class Stepper:
         self._healthy: Tensor | None = None
         self._healthy_steps: Tensor | None = None
         self._new_state: list[tuple[int, Tensor]] = []
+        self._counted: list[tuple[int, Tensor]] = []
 
     def step(
         self,
@@ -108,10 +109,11 @@ class Stepper:
     def check(self) -> None:
         """Read the device's flag now. Raises: NonFiniteError if a step since the last check was not finite."""
         made, self._new_state = self._new_state, []
+        counted, self._counted = self._counted, []
         if self._healthy is None or self._healthy_steps is None or bool(self._healthy):
             return
         first_bad = int(self._healthy_steps)
-        self._take_back_counters(self.steps - first_bad)
+        self._take_back_counters([p for step, p in counted if step >= first_bad])
         self._forget([p for step, p in made if step >= first_bad])
         self.steps, self._healthy = first_bad, None
         raise _non_finite(first_bad + 1)
@@ -167,6 +169,8 @@ class Stepper:
             del self.optimizer.grad_scale, self.optimizer.found_inf  # pyright: ignore
             self._put_back(before, None)
             return
+        if healthy is not None:
+            self._counted += [(self.steps, p) for p in self._params if p.grad is not None]
         before = self._copies(healthy)
         self.optimizer.step()
         self._put_back(before, healthy)
@@ -219,13 +223,11 @@ class Stepper:
             value = next(g["lr"] for g in self.optimizer.param_groups if any(q is p for q in g["params"]))
         return torch.as_tensor(value, dtype=p.dtype, device=p.device)
 
-    def _take_back_counters(self, n_steps: int) -> None:
-        """Step counters that live on the host counted on while the device stood still."""
-        if getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            return
-        for state in self.optimizer.state.values():
-            if "step" in state:
-                state["step"] -= n_steps
+    def _take_back_counters(self, counted: Sequence[Tensor]) -> None:
+        """Step counters that live on the host counted on while the device stood still, once for each entry here."""
+        for p in counted:
+            if "step" in self.optimizer.state.get(p, {}):
+                self.optimizer.state[p]["step"] -= 1
 
 
 def _non_finite(step: int) -> NonFiniteError:
