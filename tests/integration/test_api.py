@@ -22,14 +22,14 @@ from unsharp.methods import Method
 N, CLASSES = 96, 3
 FORGET = [3, 14, 15, 42, 65, 92]
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 32, "lr": 0.02}
-TRAIN = TrainConfig(epochs=6, batch_size=32, optimizer=OptimizerConfig(lr=0.05))
+TRAIN = TrainConfig(epochs=20, batch_size=32, optimizer=OptimizerConfig(lr=0.05))
 
 
 def blobs(n: int = N, seed: int = 0) -> TensorDataset:
     """Three clouds of points."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % CLASSES
-    centres = 1.5 * torch.eye(CLASSES, 6)[labels]
+    centres = 3 * torch.eye(CLASSES, 6)[labels]
     return TensorDataset(centres + torch.randn(n, 6, generator=generator), labels)
 
 
@@ -115,7 +115,7 @@ def test_every_method_makes_a_new_network_and_leaves_the_old_one(method: str, ru
     assert torch.equal(forgotten.frozen.weight, model.frozen.weight) or method == "retrain"
     assert not torch.equal(forgotten.last.weight, model.last.weight)
     assert [p.requires_grad for p in forgotten.parameters()] == before["requires_grad"]
-    assert len(record.history) == (2 if method != "retrain" else 6)
+    assert len(record.history) == (2 if method != "retrain" else TRAIN.epochs)
     assert record.seconds > 0
     assert record.passes > 0
     assert {"seed", "config", "data", "versions"} <= set(record.about)
@@ -237,7 +237,7 @@ def test_evaluate_beside_a_reference(model: nn.Module, tmp_path: Path) -> None:
     tests = blobs(60, seed=1)
     made = unsharp.evaluate(
         forgotten, blobs(), FORGET, test_set=tests, record=record, original=model, make_model=Own, train_config=TRAIN,
-        store=tmp_path, attacks=["threshold_confidence"],
+        store=tmp_path / "store", attacks=["threshold_confidence"],
     )  # fmt: skip
     retrained = unsharp.unlearn(model, blobs(), FORGET, "retrain", make_model=Own, train_config=TRAIN)
     given = unsharp.evaluate(
@@ -252,7 +252,7 @@ def test_evaluate_beside_a_reference(model: nn.Module, tmp_path: Path) -> None:
     assert made["gap"]["passes"] == record.passes - made["reference"]["passes"]
     assert given["gap"]["passes"] is None
     assert made["original"]["retain_accuracy"] > 80
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list((tmp_path / "store").iterdir())) == 1
 
 
 def test_references_are_kept_for_steady_or_named_data_only(model: nn.Module, tmp_path: Path) -> None:
@@ -294,19 +294,22 @@ def test_public_names_have_docstrings() -> None:
 
 BLOCKED = """
 import sys
-class Blocker:
-    names = {"scipy", "sklearn", "pandas", "pyarrow", "datasets", "rich", "tyro", "jinja2", "matplotlib", "PIL",
-             "transformers", "timm", "torchvision"}
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in self.names:
-            raise ImportError(f"{name} is blocked")
-sys.meta_path.insert(0, Blocker())
+for name in ("scipy", "sklearn", "pandas", "pyarrow", "datasets", "rich", "tyro", "jinja2", "matplotlib", "PIL",
+             "transformers", "timm", "torchvision"):
+    sys.modules[name] = None
 """
 
 
-def test_import_is_quick(tmp_path: Path) -> None:
-    answer = python("-c", "import time, torch, numpy, safetensors.torch\nt = time.perf_counter()\nimport unsharp\n"
-                    "print(time.perf_counter() - t)\nfrom unsharp import unlearn\nprint(time.perf_counter() - t)")  # fmt: skip
+def test_import_is_quick() -> None:
+    script = """
+import time, torch, numpy, safetensors.torch
+start = time.perf_counter()
+import unsharp
+print(time.perf_counter() - start)
+unsharp.unlearn, unsharp.evaluate
+print(time.perf_counter() - start)
+"""
+    answer = python("-c", script)
     assert answer.code == 0, answer.err
     bare, with_unlearn = map(float, answer.out.split())
     assert bare < 0.2
@@ -340,4 +343,4 @@ print("done", record.passes)
     assert answer.out.startswith("done")
     refused = python("-c", BLOCKED + "import scipy")
     assert refused.code == 1
-    assert "scipy is blocked" in refused.err
+    assert "import of scipy halted" in refused.err

@@ -163,7 +163,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "clip norm": (f"{T} --clip-norm 0", ["clip_norm", "above 0"]),
     "label smoothing": (f"{T} --label-smoothing 1", ["label_smoothing", "1"]),
     "seed negative": (f"{T} --seed -1", ["seed", "-1"]),
-    "seed of evaluate negative": ("evaluate --run $unlearned --seed -1 --out out", ["seed", "-1"]),
+    "seed of evaluate negative": ("evaluate $unlearned --seed -1 --out out", ["seed", "-1"]),
     "threads 0": (f"{T} --threads 0", ["threads", "0"]),
     "save seconds 0": (f"{T} --save-seconds 0", ["--save-seconds", "0"]),
     "save seconds nan": (f"{T} --save-seconds nan", ["--save-seconds", "nan"]),
@@ -194,10 +194,10 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "augmentation": (f"{T} --augment flop", ["did you mean 'flip'"]),
     "attack": (f"{F} --attacks svc_entropi", ["attack", "did you mean 'svc_entropy'"]),
     "attack of evaluate": (
-        "evaluate --run $unlearned --attacks svc_entropi --out out",
+        "evaluate $unlearned --attacks svc_entropi --out out",
         ["attack", "did you mean 'svc_entropy'"],
     ),
-    "no attack": ("evaluate --run $unlearned --attacks accuracy --out out", ["attack", "accuracy"]),
+    "no attack": ("evaluate $unlearned --attacks accuracy --out out", ["attack", "accuracy"]),
     "select": ("mask --model $model --random 30 --select larges --out out", ["did you mean 'largest'"]),
     "score kind": ("split --scores s.npz --level high --n 9 --score-kind cscor --out out", ["did you mean 'cscore'"]),
     "level": ("split --scores s.npz --level hard --n 9 --out out", ["level", "hard", "high"]),
@@ -277,8 +277,8 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "class order missing": (f"{T} --class-order nowhere.txt", ["nowhere.txt"]),
     "class order short": (f"{T} --class-order $files/order.txt", ["class_order", "9"]),
     # runs
-    "evaluate nothing": ("evaluate --run nowhere --out out", ["nowhere", "finished run"]),
-    "evaluate a training": ("evaluate --run $trained --out out", ["'train'", "'unlearn'"]),
+    "evaluate nothing": ("evaluate nowhere --out out", ["nowhere", "finished run"]),
+    "evaluate a training": ("evaluate $trained --out out", ["'train'", "'unlearn'"]),
     "evaluate without a run": ("evaluate --out out", ["run"]),
     "report nothing": ("report --out out.html", ["at least one"]),
     "report of a training": ("report $trained --out out.html", ["'train'", "evaluate"]),
@@ -302,7 +302,7 @@ def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("evaluated")
     how = ("--method", "finetune", "--epochs", 1, *QUICK)
     done("unlearn", "--model", trained, "--random", 30, "--out", root / "unlearned", *how)
-    done("evaluate", "--run", root / "unlearned", "--out", root / "run", "--store", root / "store", "--threads", 1)
+    done("evaluate", root / "unlearned", "--out", root / "run", "--store", root / "store", "--threads", 1)
     return root / "run"
 
 

@@ -37,7 +37,7 @@ def flow(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done("mask", "--model", trained, *split, "--out", root / "mask", "--threads", 1)
     done("unlearn", "--model", trained, *split, "--out", root / "unlearned", *NEGGRAD)
     how = ("--original", trained, "--store", root / "store", *ATTACKS, "--threads", 1)
-    done("evaluate", "--run", root / "unlearned", "--out", root / "evaluated", *how)
+    done("evaluate", root / "unlearned", "--out", root / "evaluated", *how)
     done("report", root / "evaluated", "--out", root / "report.html")
     return root
 
@@ -114,7 +114,7 @@ def test_json_is_one_object_on_standard_output(flow: Path, trained: Path, here: 
         "split": ("--random", 9, "--out", "s"),
         "mask": ("--model", trained, "--split", "s", "--out", "m"),
         "unlearn": ("--model", trained, "--split", "s", "--out", "u", *NEGGRAD),
-        "evaluate": ("--run", "u", "--out", "e", *ATTACKS),
+        "evaluate": ("u", "--out", "e", *ATTACKS),
         "report": ("e", "--out", "r.html"),
         "forget": ("--model", trained, "--split", "s", "--out", "f", *NEGGRAD, *ATTACKS),
         "train": ("--epochs", 1, "--out", "t", *QUICK),
@@ -130,7 +130,7 @@ def test_json_is_one_object_on_standard_output(flow: Path, trained: Path, here: 
     assert steady({k: answers["evaluate"].json[k] for k in VALUES}) == steady(
         {k: v for k, v in read(here / "e" / "metrics.json").items() if k in VALUES}
     )
-    assert answers["train"].json == {"run": "t", "stage": "train", "reused": False}
+    assert answers["train"].json.items() >= {"run": "t", "stage": "train", "reused": False}.items()
     assert "wrote: t" in answers["train"].err
 
 
@@ -227,14 +227,14 @@ def test_the_reference_is_kept_by_content(trained: Path, here: Path, tmp_path: P
         known = {p.name for p in store.iterdir()} if store.exists() else set()
         done("unlearn", "--model", model, *forget, "--out", f"u-{name}", *NEGGRAD)
         how = () if train_config is None else ("--train-config", train_config)
-        done("evaluate", "--run", f"u-{name}", "--out", f"e-{name}", "--store", store, "--attacks",
+        done("evaluate", f"u-{name}", "--out", f"e-{name}", "--store", store, "--attacks",
              "threshold_confidence", "--threads", 1, *how)  # fmt: skip
         return {p.name for p in store.iterdir()} - known
 
     forget = ("--random", 30)
     (reference,) = evaluate("first", trained, *forget)
     made = tree(store), (store / reference / "run.json").stat().st_mtime_ns
-    done("evaluate", "--run", "u-first", "--out", "e-again", "--store", store, *ATTACKS, "--threads", 1)
+    done("evaluate", "u-first", "--out", "e-again", "--store", store, *ATTACKS, "--threads", 1)
     assert (tree(store), (store / reference / "run.json").stat().st_mtime_ns) == made
     ids = tmp_path / "ids.json"
     ids.write_text(json.dumps(read(here / "u-first" / "split.json")["ids"][::-1]))
@@ -251,7 +251,7 @@ def test_the_reference_is_kept_by_content(trained: Path, here: Path, tmp_path: P
 
 def test_retraining_as_a_method_is_the_reference(trained: Path, here: Path) -> None:
     done("unlearn", "--model", trained, "--random", 30, "--method", "retrain", "--out", "u", "--threads", 1)
-    metrics = done("evaluate", "--run", "u", "--out", "e", *ATTACKS, "--threads", 1, "--json").json
+    metrics = done("evaluate", "u", "--out", "e", *ATTACKS, "--threads", 1, "--json").json
     gap = {k: v for k, v in metrics["gap"].items() if k not in ("seconds", "peak_memory_bytes")}
     assert set(json_numbers(gap)) == {0.0}
     assert metrics["tow"] == 100.0
@@ -521,7 +521,7 @@ def test_a_failure_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, here: Path) -
 @pytest.mark.parametrize("command", ["train", "forget"])
 def test_an_interrupt_keeps_what_is_finished(command: str, trained: Path, here: Path) -> None:
     what = () if command == "train" else ("--model", trained, "--random", 30, "--method", "finetune", *ATTACKS)
-    arguments = (command, *what, "--epochs", 30, *QUICK, "--save-seconds", 0.05)
+    arguments = (command, *what, "--epochs", 12, *QUICK, "--save-seconds", 0.05)
     process = Process(here, *arguments, "--out", "out")
     wait_for(lambda: any(here.rglob("resume.pt")))
     process.signal(signal.SIGINT)
