@@ -28,7 +28,6 @@ from unsharp.sharpness import RULES
 HERE = Path(__file__).resolve().parent
 PAGES = (HERE.parent / "README.md", HERE.parent / "CONTRIBUTING.md", *sorted(HERE.rglob("*.md")))
 BLOCK = re.compile(r"<!-- generated: ([^\n]+?) -->\n.*?<!-- end -->", re.DOTALL)
-OPTION_RENAMES = {"run_dir": "run"}
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "to_reference": "near the retrained model's"}
 
 
@@ -128,7 +127,7 @@ def names() -> str:
 
 def option(field: str) -> str:
     """A field as it is called on the command line, without the dashes."""
-    return OPTION_RENAMES.get(field, field).replace("_", "-")
+    return field.replace("_", "-")
 
 
 def texts() -> dict[str, str]:
@@ -154,7 +153,13 @@ def meaning(cls: type, field: str) -> str:
 
 def options_of(command: str) -> set[str]:
     """The options of a command, with their dashes."""
-    return {f"--{option(f.name)}" for f in dataclasses.fields(cli.COMMANDS[command])} | {"--help"}
+    cls = cli.COMMANDS[command]
+    return {f"--{option(f.name)}" for f in dataclasses.fields(cls) if not positional(cls, f.name)} | {"--help"}
+
+
+def positional(cls: type, field: str) -> bool:
+    """Whether a field is given by its place, without a name."""
+    return any("Positional" in str(base.__dict__.get("__annotations__", {}).get(field)) for base in cls.__mro__)
 
 
 def group(name: str) -> str:
@@ -169,8 +174,7 @@ def command(name: str) -> str:
     """A command's own options, and the groups it shares with others."""
     cls = cli.COMMANDS[name]
     own = [field for field in cls.__annotations__ if field != "run"]
-    positional = {"report": ("runs",), "list": ("what",), "show": ("run_dir",)}.get(name, ())
-    rows = [[f"`{f.upper()}`" if f in positional else f"`--{option(f)}`", meaning(cls, f)] for f in own]
+    rows = [[f"`{f.upper()}`" if positional(cls, f) else f"`--{option(f)}`", meaning(cls, f)] for f in own]
     shared = [f"[{b.__name__}](#{b.__name__.lower()}-options)" for b in cls.__bases__ if b is not object]
     return table(["option", "meaning"], rows) + (f"\n\nAnd the options of {', '.join(shared)}." if shared else "")
 
