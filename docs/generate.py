@@ -159,7 +159,7 @@ def options_of(command: str) -> set[str]:
 
 def positional(cls: type, field: str) -> bool:
     """Whether a field is given by its place, without a name."""
-    return any("Positional" in str(base.__dict__.get("__annotations__", {}).get(field)) for base in cls.__mro__)
+    return any("Positional" in str(inspect.get_annotations(base).get(field)) for base in cls.__mro__)
 
 
 def group(name: str) -> str:
