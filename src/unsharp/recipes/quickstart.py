@@ -72,7 +72,7 @@ def run(out: str | Path, at: Setting, *, seeds: int = 3, tiny: bool = False, wor
     """
     from unsharp.report import write_report
     from unsharp.report.brief import brief
-    from unsharp.report.tables import summarise, to_json
+    from unsharp.report.tables import ACCURACY, COST, summarise, to_json, to_markdown
 
     for name, value in (("seeds", seeds), ("workers", workers)):
         if value is not None and value < 1:
@@ -89,6 +89,7 @@ def run(out: str | Path, at: Setting, *, seeds: int = 3, tiny: bool = False, wor
     write_report(page, facts, title="unsharp quickstart: unlearning hard digits")
     table = summarise(facts)
     artifacts.write_text(out / "table.json", to_json(table))
+    artifacts.write_text(out / "table.md", to_markdown(table, pieces=(ACCURACY, COST)))
     at.say(f"report: {page}")
     return Quickstart(page, brief(table), json.loads(to_json(table))["rows"])
 

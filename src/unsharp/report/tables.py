@@ -131,11 +131,18 @@ def grids(table: Table) -> list[Grid]:
     return found
 
 
-def to_markdown(table: Table) -> str:
-    """The table as Markdown: a piece for each heading, then the caption and footnotes."""
+def to_markdown(table: Table, *, pieces: Collection[str] | None = None) -> str:
+    """The table as Markdown: a piece for each heading, then the caption and footnotes.
+
+    Args:
+        table: The table.
+        pieces: Titles of the pieces to show, such as `ACCURACY` and `COST`; all by default.
+    """
     notes: list[str] = []
     parts = []
     for grid in grids(table):
+        if pieces is not None and grid.title not in pieces:
+            continue
         heads, lines = _texts(table, grid, notes)
         bars = [_bar(heads), _bar(["---"] + ["---:"] * (len(heads) - 1)), *(_bar(line) for line in lines)]
         parts.append(f"**{grid.title}**\n\n" + "\n".join(bars))
