@@ -57,6 +57,8 @@ __all__ = [  # noqa: RUF022
 
 def __getattr__(name: str) -> Any:
     """Public names are loaded when they are first asked for, so that the import itself costs next to nothing."""
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("unsharp")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'unsharp' has no attribute {name!r}")
     return getattr(importlib.import_module(f"unsharp.{_MODULE_OF[name]}"), name)

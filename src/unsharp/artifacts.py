@@ -68,7 +68,7 @@ def open_run(path: str | Path, stage: str | None = None) -> Run:
         raise UserError(f"{path} is not a finished run (no {RUN_FILE}); give the directory that a command wrote")
     values = config.read_json(path / RUN_FILE)
     if stage is not None and values.get("stage") != stage:
-        raise UserError(f"{path} is a {values.get('stage')!r} run, a {stage!r} run is needed")
+        raise UserError(f"{path} is a run of {values.get('stage')!r}; one of {stage!r} is needed")
     return Run(path, values["stage"], values["config"], values["provenance"])
 
 
@@ -283,11 +283,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception:  # what torch says of it advises to open the file all the same
         raise UserError(
-            f"checkpoint {path} is damaged or holds more than tensors ({reason[:120]}); such a file can run code and "
-            "is not opened: save the state_dict as safetensors"
+            f"checkpoint {path} is damaged or holds more than tensors (a whole module, say); such a file can run code "
+            "and is not opened: save model.state_dict(), best as safetensors"
         ) from None
 
 
@@ -361,7 +360,7 @@ def _locked(directory: Path, wait: bool) -> Iterator[None]:
     """Hold the directory for this process; the lock goes with the process, however it ends."""
     lock = directory / LOCK_FILE
     while True:
-        directory.mkdir(exist_ok=True)
+        _make_directory(directory)
         with open(lock, "w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

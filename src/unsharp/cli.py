@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
+import unsharp
 from unsharp import config, runtime
 from unsharp.data import DataConfig
 from unsharp.errors import NonFiniteError, UserError, unknown
@@ -99,6 +101,8 @@ class Split(Common, Data, Forget):
         with _setting(self) as at:
             run = stages.split_samples(_data_of(self), chosen, self.out, at)
         made = run.json(stages.SPLIT_FILE)
+        if not self.json:
+            print(made["rule"])
         return _run_answer(run) | {"n": made["n"], "rule": made["rule"]}
 
 
@@ -332,6 +336,18 @@ COMMANDS: dict[str, type] = {
 }
 
 
+def _order(command: type) -> None:
+    """Put what a command alone has first in its help, and what all commands have last."""
+    bases = sorted(command.__mro__, key=lambda base: base is Common)
+    names = dict.fromkeys(name for base in bases for name in inspect.get_annotations(base))
+    fields = command.__dataclass_fields__
+    command.__dataclass_fields__ = {name: fields[name] for name in names if name in fields}
+
+
+for _command in COMMANDS.values():
+    _order(_command)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 a mistake of the user, 1 a failure, 130 interrupted."""
     sys.exit(_guarded(list(sys.argv[1:] if arguments is None else arguments)))
@@ -339,6 +355,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _guarded(arguments: list[str]) -> int:
     try:
+        if arguments == ["--version"]:
+            print(PROGRAM, unsharp.__version__)
+            return 0
         command = _parse(arguments)
         answer = command.run()
         if command.json:
@@ -389,6 +408,9 @@ def _one_line(box: str) -> str:
     """What an error box of the parser says, without the box."""
     lines = [re.sub(r"[│╭╮╰╯]|─{2,}", " ", line).strip() for line in box.splitlines()]
     text = " ".join(line for line in lines[1:] if line)
+    text, _, near = text.partition("Perhaps you meant")
+    if found := re.search(r"--[\w-]+", near):
+        text = f"{text.strip()}; did you mean {found[0]}?"
     text = re.sub(r"-{8,}", " ", text)
     text = re.split(r"Got errors:|Argument helptext:|For full helptext", text)[0]
     text = re.sub(r"no type matching (\S+) could be instantiated from \[(.*?)\]\.?", r"it takes \1, got \2", text)
@@ -465,7 +487,7 @@ def _forget_set(options: Forget, subject: Any) -> Any:
 
     samples = subject.splits.train
     if options.split is None:
-        return choose(options.forget_config(), samples)
+        return choose(options.forget_config(), samples, id_column=subject.origin.data.id_column)
     given = (options.ids, options.random, options.forget_classes, options.scores)
     if any(v is not None for v in given):
         raise UserError("--split already says what to forget; leave --ids, --random, --forget-classes and --scores out")

@@ -22,7 +22,7 @@ def unknown(kind: str, value: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not known, with the nearest known one suggested."""
     names = sorted(known)
     near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
-    guess = f"; did you mean {near[0]!r}?" if near else ""
+    guess = f"; did you mean {near[0]!r}?" if near else "."
     return UserError(f"unknown {kind} {value!r}{guess} Known: {', '.join(names)}.")
 
 

@@ -200,6 +200,13 @@ class Forget:
 
     def forget_config(self) -> ForgetConfig:
         """What the options say of the forget set. Raises: UserError unless they say exactly one thing."""
+        ways = ("ids", "random", "forget_classes", "scores")
+        given = [f"--{way.replace('_', '-')}" for way in ways if getattr(self, way) is not None]
+        if len(given) != 1:
+            raise UserError(
+                "give exactly one of --ids, --random, --forget-classes, --scores (or --split); "
+                f"got {' and '.join(given) or 'none of them'}"
+            )
         chosen = ForgetConfig(
             random=_amount(self.random),
             classes=self.forget_classes,

@@ -126,7 +126,7 @@ def untrained(metrics: Mapping[str, Any], labels: np.ndarray, n_classes: int) ->
 def split_samples(data_config: DataConfig, forget: ForgetConfig, out: str | Path | None, at: Setting) -> Run:
     """Choose a forget set: `split.json`, which the later stages take. Raises: UserError for a choice that cannot be."""
     samples = data.load(data_config, at.device).train
-    chosen = choose(forget, samples)
+    chosen = choose(forget, samples, id_column=data_config.id_column)
     settings = {"data": data_config, "fingerprint": samples.fingerprint, "forget": forget, "hash": chosen.hash}
     return at.perform(out, "split", settings, lambda w: w.write_json(SPLIT_FILE, chosen.to_dict()))
 

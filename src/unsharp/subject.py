@@ -186,7 +186,7 @@ def check_trained(found: Outputs) -> list[str]:
     elif seen["test_accuracy"] is not None and retain <= seen["test_accuracy"]:
         warnings.append(
             f"accuracy on the training samples ({retain:.1f} %) is no better than on the test samples "
-            f"({seen['test_accuracy']:.1f} %): are these the data it was trained on?"
+            f"({seen['test_accuracy']:.1f} %): it was trained on other data, or learnt nothing that sets these apart"
         )
     return warnings
 

@@ -221,6 +221,8 @@ CASES: dict[str, tuple[str, list[str]]] = {
         f"unlearn --model $files/whole.pt --method retrain {FOREIGN}",
         ["retrain", "--train-config"],
     ),
+    "a path for a name": (f"{T} --data $files/images.npz", ["--data npz --data-dir"]),
+    "near option": ("forget --model $model --epoch 3 --random 3 --out out", ["--epoch", "did you mean --epochs?"]),
     # forget sets
     "nothing to forget": ("forget --model $model --out out", ["exactly one of"]),
     "two things to forget": ("forget --model $model --random 3 --ids $files/twice.txt --out out", ["exactly one of"]),
@@ -288,6 +290,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "out below a file": (f"{T} --out $files/file/out", ["file/out", "cannot be written", "--out"]),
     "out is a file": (f"{T} --out $files/file", ["file", "--out"]),
     "out in /proc": (f"{T} --out /proc/unsharp/out", ["/proc/unsharp/out", "--out"]),
+    "out right in /proc": (f"{T} --out /proc/unsharp", ["/proc/unsharp", "--out"]),
     "out holds something else": (f"{T} --out $files", ["not a run", "--out"]),
     "out holds another run": ("train --epochs 9 --out $trained", ["epochs", "--force"]),
     "forget below a file": ("forget --model $model --random 3 --out $files/file/out", ["cannot be written", "--out"]),

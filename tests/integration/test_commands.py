@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import unsharp
 from integration.helpers import QUICK, Process, call, done, python, read, sha256, steady, tree, wait_for
 from unsharp.data import DataConfig, load
 
@@ -436,6 +437,22 @@ def test_ids_from_files_of_every_kind(here: Path) -> None:
     assert read(here / "again" / "split.json")["hash"] in hashes
 
 
+def test_a_list_of_ids_may_be_headed_as_the_data_call_them(tmp_path: Path, here: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "own.npz", x=images, y=np.arange(20) % 2, name=[f"person-{i}" for i in range(20)])
+    (here / "alone.csv").write_text("name\nperson-7\n")
+    (here / "beside.csv").write_text("id,name\nA-1,person-7\n")
+    (here / "other.csv").write_text("who\nperson-7\n")
+    own = ("split", "--data", "npz", "--data-dir", tmp_path / "own.npz", "--id-column", "name", "--threads", 1)
+    for file in ("alone", "beside"):
+        done(*own, "--ids", f"{file}.csv", "--out", file)
+        assert read(here / file / "split.json")["ids"] == ["person-7"]
+    answer = call(*own, "--ids", "other.csv", "--out", "other")
+    assert answer.code == 2
+    assert "who" in answer.err
+    assert "look like 'person-0'" in answer.err
+
+
 def hub_directory(root: Path, name: str, splits: dict[str, tuple[np.ndarray, np.ndarray]]) -> Path:
     """Images as the hub keeps them: parquet files with encoded images and labels."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
@@ -491,6 +508,17 @@ def test_help_names_every_command() -> None:
                     "doctor"):  # fmt: skip
         assert command in answer.out
         assert call(command, "--help").code == 0
+
+
+def test_version() -> None:
+    answer = call("--version")
+    assert (answer.code, answer.out) == (0, f"unsharp {unsharp.__version__}\n")
+
+
+def test_help_begins_with_what_the_command_alone_has() -> None:
+    options = re.findall(r"--[a-z][a-z-]*", call("forget", "--help").out)
+    assert options[1:3] == ["--model", "--out"]
+    assert options[-2:] == ["--json", "--quiet"]
 
 
 def test_in_a_process_of_its_own(here: Path) -> None:

@@ -48,6 +48,9 @@ def load(config: DataConfig, device: torch.device | str = "cpu") -> Splits:
     Raises:
         UserError: if the source is unknown, cannot be found or has another layout, or a label, id or image is wrong.
     """
+    if config.name not in SOURCES and Path(config.name).exists():
+        kind = "folder" if Path(config.name).is_dir() else "npz"
+        raise UserError(f"data {config.name!r} is a path; give --data {kind} --data-dir {config.name}")
     source = SOURCES[config.name](config)
     if config.class_order is not None:
         source = in_class_order(source, read_class_order(config.class_order))

@@ -68,18 +68,22 @@ def refuse_repeated(values: np.ndarray, source: str) -> None:
         raise UserError(f"{source}: {len(repeated)} occur more than once: {listed(repeated)}; name each sample once")
 
 
-def read_ids(spec: str) -> list[object]:
+def read_ids(spec: str, id_column: str | None = None) -> list[object]:
     """The ids in a file: `.json` (a list, or {"ids": [...]}), `.csv[:COLUMN]`, or text with one id per line.
 
     In text, blank lines and lines that begin with # are skipped. A CSV file of one column needs no header; with more
-    columns the ids are in `COLUMN`, or in the one called id, ids or sample_id.
+    columns the ids are in `COLUMN`, in the one called `id_column`, or in the one called id, ids or sample_id.
+
+    Args:
+        spec: The file.
+        id_column: What the data set calls its ids, so that a CSV file may call them so too.
 
     Raises:
         UserError: if the file cannot be read as what its name says.
     """
     as_csv = split_spec(spec, [".csv"])
     if as_csv is not None:
-        return _csv_ids(*as_csv)
+        return _csv_ids(*as_csv, id_column)
     path = Path(spec)
     text = _text(path)
     if path.suffix.lower() == ".json":
@@ -125,8 +129,10 @@ def _parquet(path: Path) -> Mapping[str, np.ndarray]:
     return {name: table[name].to_numpy() for name in flat}
 
 
-def _csv_ids(path: Path, column: str | None) -> list[object]:
+def _csv_ids(path: Path, column: str | None, id_column: str | None) -> list[object]:
     header, *rows = _csv_rows(path)
+    if column is None and id_column in header:
+        column = id_column
     if column is None:
         known = [name for name in header if name.lower() in ID_COLUMNS]
         if not known and len(header) == 1:

@@ -152,8 +152,13 @@ class ForgetSet:
         return read
 
 
-def choose(config: ForgetConfig, samples: Samples) -> ForgetSet:
+def choose(config: ForgetConfig, samples: Samples, *, id_column: str | None = None) -> ForgetSet:
     """Choose the forget set that `config` describes.
+
+    Args:
+        config: The choice.
+        samples: The data set.
+        id_column: What the data set calls its ids; a CSV file of ids may call them so too.
 
     Raises:
         UserError: if the choice is empty or everything, or names what is not there.
@@ -168,7 +173,7 @@ def choose(config: ForgetConfig, samples: Samples) -> ForgetSet:
     if config.classes is not None:
         return _by_class(config.classes, samples, config)
     if config.ids is not None:
-        indices = _checked_ids(read_ids(config.ids), samples, config.ids)
+        indices = _checked_ids(read_ids(config.ids, id_column), samples, config.ids)
         return _forget_set(indices, samples, f"{len(indices):,} samples named by id", config)
     assert config.scores is not None  # by check()
     assert config.level is not None
@@ -319,11 +324,12 @@ def _checked_ids(ids: Iterable[object], samples: Samples, source: str) -> np.nda
     wanted = as_ids(ids, samples.ids, source)
     if len(wanted) == 0:
         raise UserError(f"{source}: the forget set is empty; name at least one sample")
-    refuse_repeated(wanted, f"{source}: ids")
+    refuse_repeated(wanted, source)
     positions, known = find(wanted, samples.ids)
     if not known.all():
         bad = wanted[~known].tolist()
-        raise UserError(f"{source}: {len(bad)} of {len(wanted)} ids are not in the data set: {listed(bad)}")
+        those = f"{len(bad)} of {len(wanted)} ids are not in the data set: {listed(bad)}"
+        raise UserError(f"{source}: {those}; its ids look like {samples.ids[0].item()!r}")
     return positions
 
 

@@ -176,7 +176,8 @@ def to_text(
         for i, head in enumerate(heads):
             shown.add_column(Text(head), justify="right" if i else "left")
         for line in lines:
-            shown.add_row(*(Text(text) for text in line))
+            # With intervals a cell is long, and would else be broken within its brackets.
+            shown.add_row(*(Text(text.replace(" (", "\n(") if "±" in text else text) for text in line))
         console.print(shown)
     for text in _below(table, notes):
         console.print(Text(text, style="dim"))
