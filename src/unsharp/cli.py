@@ -162,6 +162,8 @@ class Unlearn(Common, Data, Network, Forget, Method):  # pyright: ignore[reportG
             run = stages.unlearn_network(subject, _forget_set(self, subject), how, self.out, at)
         record = run.json(stages.RECORD_FILE)
         cost = {k: record[k] for k in ("seconds", "passes", "peak_memory_bytes")}
+        if not self.json:
+            print(f"{cost['seconds']:.1f} s, {cost['passes']} passes; next: {PROGRAM} evaluate {run.path}")
         return _run_answer(run) | cost | {"before": run.json(stages.BEFORE_FILE)}
 
 

@@ -79,7 +79,7 @@ def configure(method: str | Method, *, rule: str | Rule | None = None, **setting
     for name, value in settings.items():
         owners = [who for who, taken in takers.items() if name in taken]
         if not owners:
-            known = [n for taken in takers.values() for n in taken]
+            known = {"optimizer" if n == "optimizer_name" else n for taken in takers.values() for n in taken}
             raise unknown(
                 f"setting for {METHODS.name_of(method_class)} under rule {RULES.name_of(rule_class)}", name, known
             )
