@@ -186,7 +186,7 @@ class Loop:
         self.leading = self.streams[RETAIN if RETAIN in used else min(used)]
         self.device = runtime.device_of(model)
         if config.channels_last:
-            model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            _to_channels_last(model)
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         if not named:
             raise UserError("the model has no trainable parameter; set requires_grad on those that may change")
@@ -306,14 +306,15 @@ class Loop:
         replay = Replay(self.device, self._buffers)
         gradients: Gradients | None = None
         losses: list[Tensor] = []
+        seen: dict[str, Tensor] = {}
         for phase, region in zip(self.phases, self._regions):
             point = Point(
                 self._params,
-                self._evaluation(phase.objective, batches, phase.name),
+                self._evaluation(phase.objective, batches, phase.name, seen),
                 replay,
                 region=region,
                 names=self._names,
-                evaluate_perturb=self._evaluation(phase.perturb_objective, batches, "")
+                evaluate_perturb=self._evaluation(phase.perturb_objective, batches, "", {})
                 if phase.perturb_objective is not None
                 else None,
             )
@@ -322,39 +323,45 @@ class Loop:
             gradients = part if gradients is None else _added(gradients, part)
             losses.append(point.first_loss())
         self._take(gradients or [], torch.stack(losses).sum(), replay)
+        for key, value in seen.items():
+            self._sums[key] = self._sums.get(key, 0) + self._stepper.counted(value)
 
     def _take(self, gradients: Gradients, loss: Tensor, replay: Replay) -> None:
         clip = self.config.clip_norm
         if self._scaler is None:
             self._stepper.step(gradients, loss, replay, clip_norm=clip)
             return
-        before = self._scaler.get_scale()
         self._stepper.step(gradients, loss, replay, scaler=self._scaler, clip_norm=clip)
         self._scaler.update()
-        self._overflows = self._overflows + 1 if self._scaler.get_scale() < before else 0
+        self._overflows = self._overflows + 1 if self._stepper.skipped else 0
         if self._overflows >= MAX_OVERFLOWS:
             raise NonFiniteError(
                 f"{MAX_OVERFLOWS} steps in a row overflowed in fp16; no weight has moved in them. "
                 "Use precision bf16 or float32, or lower the learning rate"
             )
 
-    def _evaluation(self, objective: Objective, batches: Mapping[str, Batch], name: str) -> Callable[[], Tensor]:
-        """A closure that leaves the objective's gradient in the parameters and returns its value."""
-        seen = False
+    def _evaluation(
+        self, objective: Objective, batches: Mapping[str, Batch], name: str, seen: dict[str, Tensor]
+    ) -> Callable[[], Tensor]:
+        """A closure that leaves the objective's gradient in the parameters and returns its value.
+
+        What the terms are at its first call goes into `seen`, under `name`; without a name it is not of interest.
+        """
+        first = bool(name)
 
         def evaluate() -> Tensor:
-            nonlocal seen
+            nonlocal first
             values: dict[str, Tensor] = {}
             with runtime.autocast(self.device, self.config.precision):
                 for term_name, term in objective.terms(self.model, batches):
                     (term if self._scaler is None else self._scaler.scale(term)).backward()
                     values[term_name] = term.detach()
             runtime.mean_over_ranks([*(p.grad for p in self._params), *values.values()])
-            if name and not seen:
-                seen = True
+            if first:
+                first = False
                 for term_name, value in values.items():
                     key = f"{name}/{term_name}" if len(objective.streams) > 1 or name != term_name else name
-                    self._sums[key] = self._sums[key] + value if key in self._sums else value.clone()
+                    seen[key] = seen.get(key, 0) + value
             return torch.stack(list(values.values())).sum()
 
         return evaluate
@@ -370,6 +377,11 @@ class Loop:
         row |= {name: float(total) / self.n_batches for name, total in self._sums.items()}
         self.epoch, self.batch, self._sums = self.epoch + 1, 0, {}
         self.history.append(row | dict(on_epoch() if on_epoch is not None else {}))
+
+
+def _to_channels_last(model: nn.Module) -> None:
+    """Lay the 4-D weights out in channels-last order; `Module.to` would refuse a model that has 5-D ones as well."""
+    model._apply(lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t)
 
 
 def _added(a: Gradients, b: Gradients) -> Gradients:

@@ -95,7 +95,8 @@ class Phase:
     @property
     def passes(self) -> int:
         """Forward–backward passes per step, one for each batch and evaluation."""
-        return self.rule.passes * len(self.objective.streams)
+        passes = self.rule.passes if self.perturb_objective is None else self.rule.passes_beside
+        return passes * len(self.objective.streams)
 
 
 def region_tensors(model_params: Mapping[str, Tensor], region: Region | None) -> list[Tensor | None] | None:

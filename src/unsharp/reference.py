@@ -105,7 +105,7 @@ def retrain(
     if store is None or samples.fingerprint is None or recipe.make_optimizer is not None:
         record = work(None)
         return Reference(model.eval(), record)
-    settings = reference_key(recipe, model, samples.fingerprint, forget, device)
+    settings = reference_key(recipe, model, samples, forget, device)
 
     def keep(workspace: Workspace) -> None:
         record = work(workspace)
@@ -120,14 +120,15 @@ def retrain(
 
 
 def reference_key(
-    recipe: Recipe, model: nn.Module, fingerprint: str, forget: ForgetSet, device: torch.device
+    recipe: Recipe, model: nn.Module, samples: Samples, forget: ForgetSet, device: torch.device
 ) -> dict[str, Any]:
     """All that a retrained network depends on; two with equal keys are the same network."""
     return {
         "architecture": recipe.architecture if recipe.architecture is not None else _described(model),
         "initialisation": state_digest(model),
         "train": config.to_dict(recipe.train),
-        "data": fingerprint,
+        "data": samples.fingerprint,
+        "inputs": dict(samples.treatment),
         "forget": forget.hash,
         "seed": recipe.train.seed,
         "versions": runtime.versions(),

@@ -93,7 +93,7 @@ def grad_scaler(device: torch.device, precision: str) -> torch.amp.GradScaler | 
 
 def fused_optimizer(cls: type[torch.optim.Optimizer], device: torch.device) -> dict[str, bool]:
     """`fused=True` where the optimiser's one-kernel form exists on this accelerator."""
-    names = {torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.Adagrad}
+    names = {torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW}
     return {"fused": True} if device.type == "cuda" and cls in names else {}
 
 
@@ -170,10 +170,11 @@ def store_directory() -> Path:
 @contextlib.contextmanager
 def full_float32() -> Iterator[None]:
     """Convolutions and products in full float32, not in the shorter format that some accelerators take for it."""
-    before = torch.get_float32_matmul_precision()
+    before, library = torch.get_float32_matmul_precision(), torch.backends.cudnn
     torch.set_float32_matmul_precision("highest")
+    kept = {name: getattr(library, name) for name in ("enabled", "benchmark", "deterministic")}
     try:
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with library.flags(**kept, allow_tf32=False):  # what is not named would be switched off
             yield
     finally:
         torch.set_float32_matmul_precision(before)

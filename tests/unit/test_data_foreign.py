@@ -101,6 +101,21 @@ def test_workers_read_the_same_as_this_process() -> None:
         assert torch.equal(read(mine)[0], read(yours)[0])
 
 
+@pytest.mark.slow
+def test_workers_stay_though_nobody_reads_beyond_the_last_batch() -> None:
+    samples = from_torch_dataset(Noisy(), device="cpu", num_workers=1)
+    stream = Stream(samples, np.arange(len(samples)), 2, 0)
+    loaders = set()
+    for epoch in range(2):
+        batches = stream.epoch(epoch)
+        for _ in range(stream.n_batches):
+            next(batches)
+        del batches
+        loaders |= {id(loader) for loader in samples._idle}
+        assert len(samples._idle) == 1
+    assert len(loaders) == 1
+
+
 def test_items_that_differ_have_no_fingerprint_unless_one_is_given() -> None:
     assert from_torch_dataset(Private(), device="cpu").fingerprint is None
     assert from_torch_dataset(Private(), device="cpu", fingerprint="mine").fingerprint == "mine"

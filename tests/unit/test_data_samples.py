@@ -147,3 +147,23 @@ def test_a_resized_crop_follows_its_row() -> None:
     row[AREA] = 0.0
     part = np.array(resized_crop(image_module.fromarray(ramp), row, 64)).astype(int)
     assert part.max() - part.min() < 0.4 * 255  # 8 % of the area is 28 % of the side
+
+
+def test_what_the_fingerprint_leaves_out_is_said_apart() -> None:
+    pixels, labels = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1), [0, 1]
+    plain = ImageSamples(pixels, labels)
+    others = [
+        ImageSamples(pixels, labels, mean=(0.1,)),
+        ImageSamples(pixels, labels, std=(0.1,)),
+        ImageSamples(pixels, labels, augmentation=AUGMENTATIONS["flip"]),
+    ]
+    for other in others:
+        assert other.fingerprint == plain.fingerprint
+        assert other.treatment != plain.treatment
+    assert plain.subset([1]).treatment == plain.treatment
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, float("nan")])
+def test_a_deviation_that_is_not_positive_is_refused(std: float) -> None:
+    with pytest.raises(UserError, match="std must be above 0"):
+        ImageSamples(np.zeros((2, 4, 4, 1), np.uint8), [0, 1], std=(std,))

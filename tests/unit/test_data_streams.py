@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from unsharp.data import COLUMNS, ImageSamples, Stream, draws, evaluation_batches
 from unsharp.data.augment import AUGMENTATIONS
+from unsharp.data.draws import draws_at
 from unsharp.errors import UserError
 
 quick = settings(deadline=None, max_examples=20)
@@ -34,6 +35,13 @@ def test_draws_are_a_function_of_seed_epoch_cycle_and_row(seed: int, epoch: int,
     np.testing.assert_array_equal(table, draws(seed, epoch, n + 13, cycle)[:n])
     for other in (draws(seed + 1, epoch, n, cycle), draws(seed, epoch + 1, n, cycle), draws(seed, epoch, n, cycle + 1)):
         assert not np.isin(table, other).any()
+
+
+@quick
+@given(st.lists(st.integers(0, 499), max_size=8), st.integers(0, 5), st.integers(0, 5))
+def test_few_rows_are_those_of_the_whole_table(rows: list[int], seed: int, cycle: int) -> None:
+    chosen = np.array(rows, dtype=np.int64)
+    np.testing.assert_array_equal(draws_at(chosen, seed, 1, 500, cycle), draws(seed, 1, 500, cycle)[chosen])
 
 
 def test_draws_of_a_large_seed_do_not_meet_those_of_a_small_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -16,7 +17,7 @@ from unsharp.data.streams import Stream
 from unsharp.engine import Loop, LoopConfig, OptimizerConfig
 from unsharp.errors import NonFiniteError, UserError
 from unsharp.phases import FORGET, RETAIN, CrossEntropy, Phase
-from unsharp.sharpness import RULES
+from unsharp.sharpness import RULES, NoRule, Rule, Sharpness
 
 N = 23
 
@@ -129,3 +130,58 @@ def test_what_cannot_be_an_optimizer_is_refused() -> None:
 def test_nothing_to_train_is_refused() -> None:
     with pytest.raises(UserError, match="trainable"):
         loop(nn.Linear(4, 2).requires_grad_(False))
+
+
+def test_a_network_with_five_dimensional_weights_is_trained() -> None:
+    class Volumes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.volume, self.plane = nn.Conv3d(1, 2, 1), nn.Conv2d(2, 2, (2, 1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.plane(self.volume(x.view(-1, 1, 1, 2, 2)).squeeze(2)).mean((2, 3))
+
+    run = loop(Volumes(), epochs=1)
+    run.run()
+    assert run.model.plane.weight.is_contiguous(memory_format=torch.channels_last)  # pyright: ignore
+
+
+@pytest.mark.parametrize("rule", [NoRule(), Sharpness(rho=0.1), Sharpness(rho=0.1, sign="max"), Sharpness(rho=0)])
+def test_passes_are_counted_where_the_perturbation_has_its_own_objective(rule: Rule) -> None:
+    calls = 0
+
+    class Counted(CrossEntropy):
+        def terms(self, model: nn.Module, batches: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            return super().terms(model, batches)
+
+    run = loop(nn.Linear(4, 2), epochs=1)
+    weights = {RETAIN: 1.0}
+    run.phases = [Phase(objective=Counted(weights), perturb_objective=Counted(weights), rule=rule)]
+    run.run()
+    assert run.passes == calls
+
+
+@pytest.mark.parametrize("check_every", [1, 4])
+def test_a_broken_step_leaves_no_trace_in_the_curve(check_every: int) -> None:
+    class Breaks(CrossEntropy):
+        calls = 0
+
+        def terms(self, model: nn.Module, batches: Any) -> Any:
+            type(self).calls += 1
+            for name, term in super().terms(model, batches):
+                yield name, term * float("nan") if type(self).calls == 3 else term
+
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2)
+    broken, whole = loop(model, check_every=check_every), loop(copy.deepcopy(model))
+    broken.phases = [Phase(objective=Breaks({RETAIN: 1.0}))]
+    with pytest.raises(NonFiniteError, match="step 3"):
+        broken.run()
+    for batches in whole._batches():
+        if whole.batch == 2:
+            break
+        whole._step(batches)
+        whole.batch += 1
+    assert broken.state_dict()["sums"] == whole.state_dict()["sums"]

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.func import functional_call
 
-from unsharp import masks
+from unsharp import masks, runtime
 from unsharp.data.samples import TensorSamples
 from unsharp.errors import NonFiniteError, UserError
 
@@ -300,3 +300,12 @@ def test_missing_truncated_and_unwritable_files(tmp_path):
         masks.load_metadata(path)
     with pytest.raises(UserError, match="cannot be written"):
         masks.save({"w": torch.ones(2, dtype=torch.bool)}, path / "mask.safetensors")
+
+
+def test_full_float32_switches_nothing_else_off():
+    library, names = torch.backends.cudnn, ("enabled", "benchmark", "deterministic")
+    before = {name: getattr(library, name) for name in names}
+    with runtime.full_float32():
+        assert {name: getattr(library, name) for name in names} == before
+        assert not library.allow_tf32
+    assert {name: getattr(library, name) for name in names} == before

@@ -1,5 +1,6 @@
 """The optimiser in anybody's loop: against the formulas, against plain training, and wherever a step goes wrong."""
 
+import contextlib
 import copy
 import pickle
 import weakref
@@ -553,6 +554,43 @@ def test_a_state_is_not_given_out_before_the_look():
     assert optimizer.state_dict()["param_groups"][0]["lr"] == 0.1
 
 
+def test_an_optimiser_from_elsewhere_is_looked_at_at_once():
+    class Counting(torch.optim.Optimizer):
+        """Keeps a counter that is no tensor, so that only a step that was never taken leaves it alone."""
+
+        def __init__(self, params, lr):
+            super().__init__(params, {"lr": lr, "taken": 0})
+
+        @torch.no_grad()
+        def step(self, closure=None):  # type: ignore[override]
+            for group in self.param_groups:
+                group["taken"] += 1
+                for p in (p for p in group["params"] if p.grad is not None):
+                    p -= group["lr"] / group["taken"] * p.grad
+
+    model = smooth()
+    optimizer = SAM(model.parameters(), Counting, rho=0.1, lr=0.1, check_every=50)
+    x, y = batches()[0]
+    optimizer.step(closure_of(optimizer, model, x, y))
+    with pytest.raises(NonFiniteError, match="step 2"):
+        optimizer.step(closure_of(optimizer, model, x, y, factor=lambda _: float("nan")))
+    assert optimizer.base.param_groups[0]["taken"] == 1
+
+
+def test_a_loaded_state_does_not_inherit_a_broken_step():
+    model = smooth()
+    optimizer = SAM(model.parameters(), rho=0.1, lr=0.1, momentum=0.9, check_every=50)
+    x, y = batches()[0]
+    optimizer.step(closure_of(optimizer, model, x, y))
+    state = copy.deepcopy(optimizer.state_dict())
+    optimizer.step(closure_of(optimizer, model, x, y, factor=lambda _: float("nan")))
+    optimizer.load_state_dict(state)
+    before = model[0].weight.detach().clone()
+    optimizer.step(closure_of(optimizer, model, x, y))
+    optimizer.state_dict()
+    assert not torch.equal(model[0].weight, before)
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_exception_in_the_second_pass_brings_the_weights_back(error):
     model, once = stateful(), stateful()
@@ -596,6 +634,22 @@ def test_bf16_autocast(adaptive):
         assert p.dtype == torch.float32
         torch.testing.assert_close(p, q, rtol=0.05, atol=0.02)
     assert not torch.equal(model[0].weight, exact[0].weight)
+
+
+def test_autocast_around_the_whole_step_changes_nothing():
+    # Autocast keeps its copies of the weights as long as it lasts: those of w must not serve w + ε, nor the next step.
+    inside, outside = smooth(torch.float32), smooth(torch.float32)
+    for model, around in ((inside, False), (outside, True)):
+        optimizer = SAM(model.parameters(), rho=0.5, lr=0.1)
+        for x, y in batches(3, dtype=torch.float32):
+
+            def cast(x, model=model):
+                with torch.autocast("cpu", torch.bfloat16):
+                    return model(x)
+
+            with torch.autocast("cpu", torch.bfloat16) if around else contextlib.nullcontext():
+                optimizer.step(closure_of(optimizer, cast, x, y))
+    assert_same(list(inside.parameters()), list(outside.parameters()))
 
 
 def fp16(model):

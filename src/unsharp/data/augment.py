@@ -71,11 +71,12 @@ def place(
     if rows is not None:
         top, left = ((rows[:, column] * (2 * border + 1)).astype(np.int64) for column in (TOP, LEFT))
         flip = flip if not augmentation.flip else rows[:, FLIP] < 0.5
-    start = torch.from_numpy((order * height + top) * width + left).to(device)
+    start = torch.from_numpy((order * height + top) * width + left).to(device, non_blocking=True)
     # Which are mirrored is found on the host: a mask on the device would have to tell the host its count.
     mirrored = [np.flatnonzero(part) for part in np.split(flip, np.cumsum(sizes)[:-1])]
     counts = [len(part) for part in mirrored]
-    return Crops(start, torch.from_numpy(np.concatenate(mirrored)).to(device).split(counts))
+    positions = torch.from_numpy(np.concatenate(mirrored)).to(device, non_blocking=True)
+    return Crops(start, positions.split(counts))
 
 
 def crop_flip(padded: Tensor, start: Tensor, mirrored: Tensor, border: int) -> Tensor:

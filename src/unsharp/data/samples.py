@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -53,6 +53,8 @@ class Samples(ABC):
 
     input_shape: tuple[int, ...]
     fingerprint: str | None
+    treatment: Mapping[str, Any] = {}
+    """What training depends on and the fingerprint leaves out, as plain values: normalisation and augmentation."""
 
     def __init__(
         self,
@@ -155,7 +157,10 @@ class ImageSamples(Samples):
         self.mean, self.std = tuple(mean), tuple(std)
         self._mean = per_channel("mean", mean, channels).to(self.device)
         self._std = per_channel("std", std, channels).to(self.device)
+        if not all(value > 0 for value in self.std):
+            raise UserError(f"std must be above 0 in every channel, got {self.std}")
         self.augmentation = augmentation
+        self.treatment = {"mean": list(self.mean), "std": list(self.std), "augmentation": asdict(augmentation)}
         if augmentation.rescale:
             raise UserError(
                 "augment 'resized_crop_flip' is for sets that are decoded as they are read; use 'crop_flip'"
@@ -180,7 +185,7 @@ class ImageSamples(Samples):
 
     def batches(self, order: np.ndarray, sizes: Sequence[int], *, draws: np.ndarray | None) -> Iterator[Batch]:
         indices = torch.from_numpy(np.ascontiguousarray(order, np.int64))
-        at = indices.to(self.device)
+        at = indices.to(self.device, non_blocking=True)
         crops = place(
             None if draws is None else draws[order],
             order,
@@ -248,7 +253,7 @@ class TensorSamples(Samples):
 
     def batches(self, order: np.ndarray, sizes: Sequence[int], *, draws: np.ndarray | None) -> Iterator[Batch]:
         indices = torch.from_numpy(np.ascontiguousarray(order, np.int64))
-        at = indices.to(self.device)
+        at = indices.to(self.device, non_blocking=True)
         for span in spans(sizes):
             yield Batch(channels_last(self.inputs[at[span]]), self._labels[at[span]], indices[span])
 
@@ -317,12 +322,14 @@ class StreamedSamples(Samples):
         loader.batch_sampler.requests = [  # type: ignore[union-attr]
             [(int(i), None if draws is None else draws[i]) for i in batch] for batch in batches
         ]
-        for batch, inputs in zip(batches, loader, strict=True):
-            indices = torch.from_numpy(np.ascontiguousarray(batch, np.int64))
-            labels = torch.from_numpy(self.labels[batch])
-            moved = channels_last(inputs.to(self.device, non_blocking=True))
-            yield Batch(moved, labels.to(self.device, non_blocking=True), indices)
-        self._idle.append(loader)
+        try:
+            for batch, inputs in zip(batches, loader, strict=True):
+                indices = torch.from_numpy(np.ascontiguousarray(batch, np.int64))
+                labels = torch.from_numpy(self.labels[batch])
+                moved = channels_last(inputs.to(self.device, non_blocking=True))
+                yield Batch(moved, labels.to(self.device, non_blocking=True), indices)
+        finally:  # a reader takes as many batches as it needs, so the last one may never be gone beyond
+            self._idle.append(loader)
 
     def _loader(self) -> DataLoader[Tensor]:
         return DataLoader(

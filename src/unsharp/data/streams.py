@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from unsharp.data.draws import ORDER, draws
+from unsharp.data.draws import COLUMNS, ORDER, draws_at
 from unsharp.data.samples import Batch, Samples, checked_indices
 from unsharp.errors import UserError
 
@@ -82,7 +82,9 @@ class Stream:
             start = cycle * self.n_batches + last
 
     def _cycle(self, epoch: int, cycle: int, first: int, last: int) -> Iterator[Batch]:
-        table = draws(self.seed, epoch, self.samples.source_size, cycle)[self.samples.source_positions]
+        table = np.zeros((len(self.samples), COLUMNS))  # rows of other samples are not read
+        rows = self.samples.source_positions[self.indices]
+        table[self.indices] = draws_at(rows, self.seed, epoch, self.samples.source_size, cycle)
         order = self.indices[np.argsort(table[self.indices, ORDER], kind="stable")]
         batches = np.split(order, np.cumsum(self._sizes)[:-1])[first:last]
         mine = [batch[self.rank :: self.world] for batch in batches]

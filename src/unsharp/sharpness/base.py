@@ -25,6 +25,11 @@ class Rule(ABC):
     def passes(self) -> int:
         """Forward–backward passes per step."""
 
+    @property
+    def passes_beside(self) -> int:
+        """The same where the perturbation comes from an objective of its own."""
+        return self.passes
+
     @abstractmethod
     def gradient(self, point: Point) -> Gradients:
         """The gradient to step with; non-finite in at least one entry if any pass was non-finite."""

@@ -147,6 +147,7 @@ class SAM(Optimizer):
         """Load the base optimiser's state; wrapper and base share their groups afterwards as before."""
         self.base.load_state_dict(state_dict)
         self._share()
+        self._build_stepper()  # a broken step that has not been looked at yet belongs to the state that is gone
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("rule", "base", "_mask", "_check_every", "_region", "_stepper")

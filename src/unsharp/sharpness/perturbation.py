@@ -51,6 +51,10 @@ class PerturbedGradient(Rule):
     def passes(self) -> int:
         return 1 if self.rho == 0 or self.lam == 0 else 2
 
+    @property
+    def passes_beside(self) -> int:
+        return self.passes if self.passes == 1 or self._steps_with_g1 else 3
+
     def turned(self) -> Rule:
         return dataclasses.replace(self, sign="max" if self.sign == "min" else "min")
 

@@ -73,11 +73,14 @@ class Point:
             if weights:
                 torch._foreach_add_(weights, offsets)
                 offsets.clear()
+                # under an autocast around the whole step, the first pass's copies of the weights would be used again
+                torch.clear_autocast_cache()
             with self._replay.again():
                 return self._run(self._evaluate)
         finally:
             if weights:
                 torch._foreach_copy_(weights, kept)
+                torch.clear_autocast_cache()
 
     def first_loss(self) -> Tensor:
         """The value (0-d) of the first evaluation of this step, or of a later one that was not finite."""

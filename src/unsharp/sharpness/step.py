@@ -18,8 +18,14 @@ NO_SEPARABLE_STATE = ("Adafactor", "LAMB", "Lamb", "LARS", "Lars", "Muon", "Sham
 coordinate depends on the others'."""
 HOST_STATE = ("ASGD", "NAdam")
 """Optimisers that keep more than a step counter on the host; a step that turns out broken later could not be undone."""
-POOLED_STATE = ("Adafactor", "Shampoo", "SOAP")
+POOLED_STATE = ("Adafactor",)
 """Optimisers with state of another shape than the weights, which is not copied to be put back later either."""
+
+
+def can_be_undone_later(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step may be found broken some steps after it; nobody knows what optimisers from elsewhere keep."""
+    kind = type(optimizer)
+    return kind.__module__.startswith("torch.optim") and kind.__name__ not in HOST_STATE + POOLED_STATE
 
 
 def check_base(base: type[torch.optim.Optimizer]) -> None:
@@ -45,7 +51,8 @@ class Stepper:
         params: The trainable tensors, as the optimiser knows them, in a fixed order.
         region: Per tensor a 0/1 mask of the coordinates that may move, or None where all may.
         check_every: 1 decides on the host, at once, whether a gradient is finite. A larger value decides on the device
-            and reads the flag every so many steps; meanwhile nothing moves any more.
+            and reads the flag every so many steps; meanwhile nothing moves any more. Optimisers whose state could not
+            be put back then (`can_be_undone_later`) are looked at at once in any case.
     """
 
     def __init__(
@@ -60,8 +67,10 @@ class Stepper:
         if check_every < 1:
             raise UserError(f"check_every must be at least 1, got {check_every}")
         self.optimizer = optimizer
-        self.check_every = 1 if type(optimizer).__name__ in HOST_STATE + POOLED_STATE else check_every
+        self.check_every = check_every if can_be_undone_later(optimizer) else 1
         self.steps = 0
+        self.skipped = False
+        """Whether the last step with a scaler overflowed."""
         self._params = list(params)
         self._region = [None if m is None or bool(m.all()) else m.bool() for m in region or [None] * len(self._params)]
         self._idle = [m is not None and not bool(m.any()) for m in self._region]
@@ -105,6 +114,10 @@ class Stepper:
             p.grad = None
         if self._healthy is not None and self.steps % self.check_every == 0:
             self.check()
+
+    def counted(self, value: Tensor) -> Tensor:
+        """`value` if the last step counts, else 0; decided on the device where the step is."""
+        return value if self._healthy is None else torch.where(self._healthy, value, 0.0)
 
     def check(self) -> None:
         """Read the device's flag now. Raises: NonFiniteError if a step since the last check was not finite."""
@@ -153,9 +166,10 @@ class Stepper:
         self._put_back(before, None)
         found = scaler._per_optimizer_states[id(self.optimizer)]["found_inf_per_device"]
         overflow = torch.stack([f.reshape(()) for f in found.values()]).sum() > 0 if found else torch.tensor(False)
-        if bool(overflow):
+        self.skipped = bool(overflow)
+        if self.skipped:
             self._forget(new)
-        replay.roll_back(not bool(overflow))
+        replay.roll_back(not self.skipped)
 
     def _frozen_step(self, healthy: Tensor | None) -> None:
         """The optimiser's step; then everything outside the region, and everything if unhealthy, is put back."""
