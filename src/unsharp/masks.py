@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from unsharp.data.samples import Samples
 
 Mask = dict[str, Tensor]
+FILE = "mask.safetensors"
 Select = Literal["largest", "smallest", "random"]
 SELECTS = ("largest", "smallest", "random")
 

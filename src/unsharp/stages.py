@@ -29,7 +29,7 @@ from unsharp.unlearning import UnlearnConfig
 
 METRICS_FILE, ABOUT_FILE, BEFORE_FILE, REPORT_FILE = "metrics.json", "about.json", "before.json", "report.html"
 TRAIN_METRICS = ("train_accuracy", "test_accuracy")
-SPLIT_FILE, MASK_FILE = "split.json", "mask.safetensors"
+SPLIT_FILE, MASK_FILE = "split.json", masks.FILE
 
 
 @dataclass(frozen=True, kw_only=True)

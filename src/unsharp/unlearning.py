@@ -130,7 +130,14 @@ def run(
         The network that has forgotten, in evaluation mode, and the record of the run.
     """
     problem = Problem(
-        model=model, samples=samples, forget=forget, retain=retain, rule=config.rule, seed=config.seed, retrain=retrain
+        model=model,
+        samples=samples,
+        forget=forget,
+        retain=retain,
+        rule=config.rule,
+        seed=config.seed,
+        retrain=retrain,
+        workspace=workspace,
     )
     method = config.method
     if isinstance(method, AppliedMethod):

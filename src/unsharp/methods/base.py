@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from torch import nn
 
+from unsharp import masks
+from unsharp.artifacts import Workspace
 from unsharp.data.samples import Samples
 from unsharp.errors import UserError
 from unsharp.phases import Phase
@@ -34,6 +36,7 @@ class Problem:
         rule: The sharpness rule that the user chose for this method.
         seed: Seed of whatever the method draws.
         retrain: Trains a fresh network on the retained samples; None where it is not known how.
+        workspace: Where a mask is kept, so that a killed run goes on with the very same one; None keeps none.
     """
 
     model: nn.Module
@@ -43,6 +46,16 @@ class Problem:
     rule: Rule
     seed: int = 0
     retrain: Callable[[], tuple[nn.Module, Record]] | None = None
+    workspace: Workspace | None = None
+
+    def kept_mask(self, make: Callable[[], masks.Mask]) -> masks.Mask:
+        """The mask that `make` gives, made once for the run and found again after a kill."""
+        if self.workspace is None:
+            return make()
+        path = self.workspace.file(masks.FILE)
+        if not path.exists():
+            masks.save(make(), path)
+        return masks.load(path, self.model)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,15 +55,9 @@ class SharpMinMax(PhasedMethod):
             raise UserError(f"select must be one of {', '.join(masks.SELECTS)}, got {self.select!r}")
 
     def phases(self, problem: Problem) -> list[Phase]:
-        mask = masks.saliency_mask(
-            problem.model,
-            problem.samples,
-            problem.forget,
-            fraction=self.fraction,
-            select=self.select,
-            per_layer=self.per_layer,
-            seed=problem.seed,
-        )
+        mask = problem.kept_mask(lambda: self._mask(problem))
+        if not 0 < masks.fraction_of(mask) < 1:
+            raise UserError(f"fraction {self.fraction} of so few weights leaves a part empty; take another fraction")
         return [
             Phase(
                 objective=CrossEntropy({RETAIN: self.alpha}),
@@ -78,6 +72,17 @@ class SharpMinMax(PhasedMethod):
                 name=FORGET,
             ),
         ]
+
+    def _mask(self, problem: Problem) -> masks.Mask:
+        return masks.saliency_mask(
+            problem.model,
+            problem.samples,
+            problem.forget,
+            fraction=self.fraction,
+            select=self.select,
+            per_layer=self.per_layer,
+            seed=problem.seed,
+        )
 
     def preparation_passes(self, problem: Problem, batch_size: int) -> int:
         return 0 if self.select == "random" else -(-len(problem.forget) // batch_size)
