@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from unsharp import artifacts, config, runtime
-from unsharp.artifacts import MODEL_FILE, Run, Workspace
+from unsharp import artifacts, checkpoints, config, runtime
+from unsharp.artifacts import Run, Workspace
+from unsharp.checkpoints import MODEL_FILE
 from unsharp.data.samples import Samples, content_of
 from unsharp.difficulty import ForgetSet
 from unsharp.engine import MakeOptimizer
@@ -109,13 +110,15 @@ def retrain(
 
     def keep(workspace: Workspace) -> None:
         record = work(workspace)
-        artifacts.save_model(workspace.file(MODEL_FILE), model, {"recipe": recipe.architecture, "train": recipe.train})
+        checkpoints.save_model(
+            workspace.file(MODEL_FILE), model, {"recipe": recipe.architecture, "train": recipe.train}
+        )
         workspace.write_json(RECORD_FILE, record)
 
     path = Path(store) / f"retrain-{config.digest(settings)[:16]}"
     run = artifacts.perform(path, "retrain", settings, keep, force=force, wait=True)
-    weights, _ = artifacts.load_weights(run.file(MODEL_FILE))
-    artifacts.load_into(model, weights, str(run.path))
+    weights, _ = checkpoints.load_weights(run.file(MODEL_FILE))
+    checkpoints.load_into(model, weights, str(run.path))
     return Reference(model.eval(), config.from_dict(Record, run.json(RECORD_FILE)), run)
 
 

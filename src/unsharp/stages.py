@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from unsharp import artifacts, config, data, masks, runtime, unlearning
-from unsharp.artifacts import MODEL_FILE, Run, Workspace, perform
+from unsharp import artifacts, checkpoints, config, data, masks, runtime, unlearning
+from unsharp.artifacts import Run, Workspace, perform
+from unsharp.checkpoints import MODEL_FILE
 from unsharp.data import DataConfig, Samples, Splits
 from unsharp.difficulty import ForgetConfig, ForgetSet, choose
 from unsharp.errors import UserError
@@ -95,7 +96,7 @@ def train_network(
             progress=at.progress,
         )
         network.eval()
-        artifacts.save_model(workspace.file(MODEL_FILE), network, {"origin": origin})
+        checkpoints.save_model(workspace.file(MODEL_FILE), network, {"origin": origin})
         workspace.write_json(RECORD_FILE, record)
         workspace.write_json(METRICS_FILE, _train_metrics(network, splits, record))
 
@@ -188,7 +189,7 @@ def unlearn_network(
             progress=at.progress,
         )
         made = {"origin": subject.origin, "unlearn": how, "forget": forget.hash}
-        artifacts.save_model(workspace.file(MODEL_FILE), network, made)
+        checkpoints.save_model(workspace.file(MODEL_FILE), network, made)
         workspace.write_json(RECORD_FILE, record)
         workspace.write_json(SPLIT_FILE, forget.to_dict())
         workspace.write_json(BEFORE_FILE, accuracies(before))
@@ -349,7 +350,7 @@ def read_evaluation(path: str | Path) -> dict[str, Any]:
 
 def data_of_checkpoint(checkpoint: str | Path) -> DataConfig:
     """The data on which the network in a checkpoint was trained. Raises: UserError if it does not say."""
-    _, metadata = artifacts.load_weights(checkpoint)
+    _, metadata = checkpoints.load_weights(checkpoint)
     if "origin" not in metadata:
         raise UserError(f"checkpoint {checkpoint} does not say on what it was trained; name the data with --data")
     return config.from_dict(Origin, metadata["origin"], "checkpoint").data

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from unsharp import artifacts, config, data, models
-from unsharp.artifacts import MODEL_FILE
+from unsharp import checkpoints, config, data, models
+from unsharp.checkpoints import MODEL_FILE
 from unsharp.data import DataConfig, Splits
 from unsharp.difficulty import ForgetSet
 from unsharp.errors import UserError
@@ -100,7 +100,7 @@ def load_subject(
     Raises:
         UserError: if the checkpoint is missing, damaged or unsafe, does not fit, or too little is known of it.
     """
-    weights, metadata = artifacts.load_weights(checkpoint)
+    weights, metadata = checkpoints.load_weights(checkpoint)
     known = metadata.get("origin")
     origin = config.from_dict(Origin, known, "checkpoint") if known else None
     if origin is None and (model is None or data_config is None):
@@ -122,7 +122,7 @@ def load_subject(
             f"now {str(splits.train.fingerprint)[:12]}); give the same --data, --data-dir, --classes and --per-class"
         )
     network = origin.build()
-    artifacts.load_into(network, weights, f"checkpoint {checkpoint}")
+    checkpoints.load_into(network, weights, f"checkpoint {checkpoint}")
     path = Path(checkpoint)
     file = path / MODEL_FILE if path.is_dir() else path
     digest = hashlib.sha256(file.read_bytes()).hexdigest()

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from unsharp import artifacts
-from unsharp.artifacts import Workspace, atomic, load_into, load_weights, open_run, perform, save_model
+from unsharp.artifacts import Workspace, atomic, open_run, perform
+from unsharp.checkpoints import load_into, load_weights, save_model
 from unsharp.errors import UserError
 
 
