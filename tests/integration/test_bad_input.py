@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from integration.helpers import QUICK, Answer, call, done, python, read, tree
-from unsharp import artifacts, masks
+from unsharp import checkpoints, masks
 
 RNG = np.random.default_rng(0)
 
@@ -380,7 +380,7 @@ def test_a_full_disk(command: str, trained: Path, here: Path, monkeypatch: pytes
     what = ["--model", trained, "--random", 30] if command != "train" else []
     loop = ["--epochs", 1, *QUICK] if command != "mask" else ["--threads", 1]
     with monkeypatch.context() as patch:
-        patch.setattr(masks if command == "mask" else artifacts, "save_file", full)
+        patch.setattr(masks if command == "mask" else checkpoints, "save_file", full)
         answer = call(command, *what, *loop, "--out", "out")
         assert_refused(answer, "full", "out", "free")
         assert not [p for p in tree(here) if not p.startswith(".")]

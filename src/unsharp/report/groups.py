@@ -27,7 +27,7 @@ class Task:
     """What was to be forgotten, by which network; runs that differ in it are never averaged.
 
     Args:
-        name: A letter, where a report has more than one task; else empty.
+        name: What the runs call it, or a letter, where a report has more than one task; else empty.
         rule: The sentence that says how the forget set was chosen, without a seed.
         n: Number of samples to forget.
         subject: Network and data, in a few words.
@@ -71,7 +71,8 @@ def group(runs: Sequence[Mapping[str, Any]]) -> list[Group]:
     """Group runs over seeds: for each task the original, the retrained reference, then each method.
 
     Args:
-        runs: Each `stages.about()` with the `evaluate_network()` values under "metrics"; exact copies count once.
+        runs: Each `stages.about()` with the `evaluate_network()` values under "metrics" and, if tasks have names, the
+            task's under "task"; exact copies count once.
     """
     runs = list({config.digest(run): run for run in runs}.values())
     by_task: dict[str, list[Mapping[str, Any]]] = {}
@@ -79,7 +80,7 @@ def group(runs: Sequence[Mapping[str, Any]]) -> list[Group]:
         by_task.setdefault(_task_key(run), []).append(run)
     found: list[Group] = []
     for i, members in enumerate(by_task.values()):
-        task = _task(members[0], _letters(i) if len(by_task) > 1 else "")
+        task = _task(members[0], str(members[0].get("task") or _letters(i)) if len(by_task) > 1 else "")
         found += _beside(members, "original", task) + _beside(members, "retrained", task) + _unlearned(members, task)
     return found
 
