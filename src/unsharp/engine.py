@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import time
@@ -249,7 +250,8 @@ class Loop:
                 started = time.monotonic()
                 for batches in self._batches():
                     self._set_lr(total)
-                    self._step(batches)
+                    with _naming_single_samples():
+                        self._step(batches)
                     self.batch += 1
                     progress.advance()
                     if save is not None and time.monotonic() - saved >= save_seconds:
@@ -377,6 +379,20 @@ class Loop:
         row |= {name: float(total) / self.n_batches for name, total in self._sums.items()}
         self.epoch, self.batch, self._sums = self.epoch + 1, 0, {}
         self.history.append(row | dict(on_epoch() if on_epoch is not None else {}))
+
+
+@contextlib.contextmanager
+def _naming_single_samples() -> Iterator[None]:
+    """Say what to do where a batch of one sample meets BatchNorm on 1×1 maps, which has no variance to divide by."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "a batch of one sample cannot pass this network's BatchNorm in training: forget or retain more samples, "
+            "take larger batches, or larger images"
+        ) from None
 
 
 def _to_channels_last(model: nn.Module) -> None:

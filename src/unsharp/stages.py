@@ -18,9 +18,11 @@ from unsharp.artifacts import Run, Workspace, perform
 from unsharp.checkpoints import MODEL_FILE
 from unsharp.data import DataConfig, Samples, Splits
 from unsharp.difficulty import ForgetConfig, ForgetSet, choose
+from unsharp.engine import LoopConfig
 from unsharp.errors import UserError
 from unsharp.evaluation import Judged, check_attacks, judge, predict
 from unsharp.evaluation.accuracy import accuracy
+from unsharp.methods import METHODS
 from unsharp.models import ModelConfig
 from unsharp.progress import SILENT, Progress
 from unsharp.reference import RECORD_FILE, Recipe, Reference, retrain
@@ -29,6 +31,7 @@ from unsharp.training import Record, TrainConfig, initial_model, train
 from unsharp.unlearning import UnlearnConfig
 
 METRICS_FILE, ABOUT_FILE, BEFORE_FILE, REPORT_FILE = "metrics.json", "about.json", "before.json", "report.html"
+DONE = ("wrote", "found done")
 TRAIN_METRICS = ("train_accuracy", "test_accuracy")
 SPLIT_FILE, MASK_FILE = "split.json", masks.FILE
 
@@ -60,7 +63,7 @@ class Setting:
         whole = {"threads": torch.get_num_threads(), "device": self.device.type, **config.to_dict(settings)}
         path = Path(out) if out is not None else Path("runs") / f"{stage}-{config.digest(whole)[:12]}"
         run = perform(path, stage, whole, work, provenance=runtime.describe(self.device), force=self.force)
-        self.say(f"{'found done' if run.reused else 'wrote'}: {run.path}")
+        self.say(f"{DONE[run.reused]}: {run.path}")
         return run
 
 
@@ -86,6 +89,7 @@ def train_network(
     everything = np.arange(len(splits.train))
 
     def work(workspace: Workspace) -> None:
+        at.say(_plan("training", how, len(everything), how.rule.passes))
         record = train(
             network,
             splits.train,
@@ -176,6 +180,8 @@ def unlearn_network(
         before = subject.outputs_of(subject.model, forget)
         for warning in check_trained(before):
             at.say(f"warning: {warning}")
+        name, passes = METHODS.name_of(type(how.method)), how.rule.passes
+        at.say(f"{name}: {how.epochs} epochs, {passes} pass{'es' if passes > 1 else ''} over each batch")
         network, record = unlearning.run(
             subject.model,
             subject.splits.train,
@@ -202,7 +208,15 @@ def find_reference(subject: Subject, forget: ForgetSet, at: Setting) -> tuple[Re
     recipe = subject.origin.recipe
     if recipe is None:
         return None, "nothing is known of how the network was trained; give --train-config to compare with retraining"
+    kept = len(subject.splits.train) - len(forget)
+    at.say(f"{_plan('reference', recipe.train, kept, recipe.train.rule.passes)}; kept in {at.store} and found again")
     return _reference(recipe, subject, forget, at), None
+
+
+def _plan(what: str, how: LoopConfig, n_samples: int, passes: int) -> str:
+    """What a loop over so many samples will take, in a line."""
+    steps = how.epochs * -(-n_samples // how.batch_size)
+    return f"{what}: {how.epochs} epochs, {steps:,} steps of {passes} pass{'es' if passes > 1 else ''}"
 
 
 def evaluate_network(
@@ -319,7 +333,9 @@ def forget_samples(
     }
 
     def work(workspace: Workspace) -> None:
-        inner = dataclasses.replace(at, say=lambda line: at.say(line) if line.startswith("warning") else None)
+        inner = dataclasses.replace(
+            at, say=lambda line: None if line.startswith(("wrote", "found done")) else at.say(line)
+        )
         unlearned = unlearn_network(subject, forget, how, workspace.file("unlearn"), inner)
         network = load_subject(unlearned.path, at.device, data_config=subject.origin.data).model
         record = config.from_dict(Record, unlearned.json(RECORD_FILE))

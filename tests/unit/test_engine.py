@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from unsharp.data import from_torch_dataset
+from unsharp.data import TensorSamples, from_torch_dataset
 from unsharp.data.streams import Stream
 from unsharp.engine import Loop, LoopConfig, OptimizerConfig
 from unsharp.errors import NonFiniteError, UserError
@@ -185,3 +185,12 @@ def test_a_broken_step_leaves_no_trace_in_the_curve(check_every: int) -> None:
         whole._step(batches)
         whole.batch += 1
     assert broken.state_dict()["sums"] == whole.state_dict()["sums"]
+
+
+def test_a_single_sample_under_batch_norm_is_refused_in_words() -> None:
+    samples = TensorSamples(torch.randn(9, 4), torch.arange(9) % 2)
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    phase = Phase(objective=CrossEntropy({FORGET: -1.0}), name=FORGET)
+    loop = Loop(model, [phase], {FORGET: Stream(samples, np.arange(1), 4, 0)}, LoopConfig(epochs=1))
+    with pytest.raises(UserError, match="a batch of one sample"):
+        loop.run()

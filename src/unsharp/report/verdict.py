@@ -97,6 +97,8 @@ def _compared(best: Row, rows: Sequence[Row]) -> str:
     if best.cells["tow"].value is None:
         return f"{len(rows)} methods or settings were compared; what follows is about {best.group.label}."
     text = f"Of {len(rows)} methods or settings, {best.group.label} has the highest ToW; what follows is about it."
+    if best.n == 1:
+        return f"{text} One seed cannot tell methods apart; run more of them."
     differences = {row.group.label: _paired(best, row) for row in rows if row is not best}
     level = [label for label, d in differences.items() if d is None or d.low is None or d.low <= 0]
     if level:
