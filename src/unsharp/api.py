@@ -15,7 +15,7 @@ from unsharp.data import Samples, from_torch_dataset
 from unsharp.difficulty import ForgetConfig, ForgetSet, choose, from_ids
 from unsharp.engine import MakeOptimizer, OptimizerConfig
 from unsharp.errors import UserError
-from unsharp.evaluation import Judged, check_attacks, judge, outputs
+from unsharp.evaluation import Judged, check_attacks, check_seed, judge, outputs
 from unsharp.methods import Method
 from unsharp.progress import SILENT, BarProgress, Progress
 from unsharp.reference import Recipe, retrain
@@ -145,6 +145,7 @@ def evaluate(
         The metrics, as `unsharp.evaluation.judge` describes them.
     """
     check_attacks(attacks or ())
+    check_seed(seed)
     device = runtime.device_of(model)
     samples = as_samples(train_set, device, fingerprint)
     tests = None if test_set is None else as_samples(test_set, device, None)

@@ -25,7 +25,7 @@ from unsharp.data import DataConfig
 from unsharp.errors import NonFiniteError, UserError, unknown
 from unsharp.models import ModelConfig
 from unsharp.options import Common, Count, Data, Forget, Method, Network, Rule, Text, Training, Words
-from unsharp.progress import SILENT, BarProgress
+from unsharp.progress import SILENT, BarProgress, LineProgress, Progress
 from unsharp.training import TrainConfig
 
 PROGRAM = "unsharp"
@@ -431,15 +431,25 @@ def _setting(options: Common) -> Any:
     if not options.save_seconds > 0:
         raise UserError(f"--save-seconds must be above 0, got {options.save_seconds}")
     with contextlib.ExitStack() as stack:
-        shown = not options.quiet and sys.stderr.isatty()
         yield Setting(
             device=runtime.pick_device(options.device),
             store=_store(options.store),
             force=options.force,
             save_seconds=options.save_seconds,
-            progress=stack.enter_context(BarProgress()) if shown else SILENT,
-            say=lambda line: console.print(line, markup=False, soft_wrap=True),
+            progress=_progress(options, stack),
+            say=_say,
         )
+
+
+def _progress(options: Common, stack: contextlib.ExitStack) -> Progress:
+    """A bar for a person, lines for a log, nothing for who wants quiet."""
+    if options.quiet:
+        return SILENT
+    return stack.enter_context(BarProgress()) if sys.stderr.isatty() else LineProgress(_say)
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def _store(given: str | None) -> Path:

@@ -118,7 +118,7 @@ class Common:
     json: bool = False
     """Print one JSON object on standard output, and everything else on standard error."""
     quiet: bool = False
-    """No progress bars."""
+    """No progress."""
 
 
 @dataclass(kw_only=True)

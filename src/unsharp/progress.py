@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +22,33 @@ class Progress:
 
 
 SILENT = Progress()
+
+
+class LineProgress(Progress):
+    """Lines for a log: what is to be done when it starts, and now and then how long it will take.
+
+    Args:
+        say: Takes a line.
+        every: Seconds between two lines.
+    """
+
+    def __init__(self, say: Callable[[str], None], every: float = 30.0) -> None:
+        self._say, self._every = say, every
+        self._label, self._total, self._done, self._fresh = "", 0, 0, 0
+        self._started = self._said = 0.0
+
+    def start(self, label: str, total: int, done: int = 0) -> None:
+        self._label, self._total, self._done, self._fresh = label, total, done, 0
+        self._started = self._said = time.monotonic()
+        self._say(f"{label}: {total:,} steps" + (f", {done:,} of them done before" if done else ""))
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        self._done, self._fresh = self._done + n, self._fresh + n
+        now = time.monotonic()
+        if now - self._said >= self._every:
+            self._said = now
+            left = (now - self._started) / self._fresh * (self._total - self._done)
+            self._say(f"{self._label}: {self._done:,} of {self._total:,} steps, about {left / 60:.1f} minutes left")
 
 
 class BarProgress(Progress):

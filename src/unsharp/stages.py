@@ -18,11 +18,9 @@ from unsharp.artifacts import Run, Workspace, perform
 from unsharp.checkpoints import MODEL_FILE
 from unsharp.data import DataConfig, Samples, Splits
 from unsharp.difficulty import ForgetConfig, ForgetSet, choose
-from unsharp.engine import LoopConfig
 from unsharp.errors import UserError
-from unsharp.evaluation import Judged, check_attacks, judge, predict
+from unsharp.evaluation import Judged, check_attacks, check_seed, judge, predict
 from unsharp.evaluation.accuracy import accuracy
-from unsharp.methods import METHODS
 from unsharp.models import ModelConfig
 from unsharp.progress import SILENT, Progress
 from unsharp.reference import RECORD_FILE, Recipe, Reference, retrain
@@ -89,7 +87,6 @@ def train_network(
     everything = np.arange(len(splits.train))
 
     def work(workspace: Workspace) -> None:
-        at.say(_plan("training", how, len(everything), how.rule.passes))
         record = train(
             network,
             splits.train,
@@ -180,8 +177,6 @@ def unlearn_network(
         before = subject.outputs_of(subject.model, forget)
         for warning in check_trained(before):
             at.say(f"warning: {warning}")
-        name, passes = METHODS.name_of(type(how.method)), how.rule.passes
-        at.say(f"{name}: {how.epochs} epochs, {passes} pass{'es' if passes > 1 else ''} over each batch")
         network, record = unlearning.run(
             subject.model,
             subject.splits.train,
@@ -208,15 +203,7 @@ def find_reference(subject: Subject, forget: ForgetSet, at: Setting) -> tuple[Re
     recipe = subject.origin.recipe
     if recipe is None:
         return None, "nothing is known of how the network was trained; give --train-config to compare with retraining"
-    kept = len(subject.splits.train) - len(forget)
-    at.say(f"{_plan('reference', recipe.train, kept, recipe.train.rule.passes)}; kept in {at.store} and found again")
     return _reference(recipe, subject, forget, at), None
-
-
-def _plan(what: str, how: LoopConfig, n_samples: int, passes: int) -> str:
-    """What a loop over so many samples will take, in a line."""
-    steps = how.epochs * -(-n_samples // how.batch_size)
-    return f"{what}: {how.epochs} epochs, {steps:,} steps of {passes} pass{'es' if passes > 1 else ''}"
 
 
 def evaluate_network(
@@ -271,6 +258,7 @@ def evaluate_run(
         original: The checkpoint before unlearning, to show it beside; None leaves it out.
     """
     check_attacks(attacks or ())
+    check_seed(seed)
     unlearned = artifacts.open_run(run, "unlearn")
     _check_store(at)
     subject = load_subject(unlearned.path, at.device, data_config=data_config, train=train_config)

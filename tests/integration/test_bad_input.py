@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import pickle
+import re
 import shutil
 import string
 import subprocess
@@ -335,9 +336,12 @@ def _threads(arguments: list[str]) -> list[str]:
     return ["--threads", "1"] if working and "--threads" not in arguments and arguments[-1] != "--epochs" else []
 
 
-def assert_refused(answer: Answer, *expected: str) -> None:
+def assert_refused(answer: Answer, *expected: str, begun: bool = False) -> None:
+    """Exit code 2 and one line; behind the line of progress where the work could begin."""
     assert answer.code == 2, answer
     lines = answer.err.strip().splitlines()
+    if begun:
+        assert re.fullmatch(r"\w+: [\d,]+ steps", lines.pop(0))
     assert len(lines) == 1, answer.err
     assert lines[0].startswith("unsharp: ")
     assert answer.out == ""
@@ -382,7 +386,7 @@ def test_a_full_disk(command: str, trained: Path, here: Path, monkeypatch: pytes
     with monkeypatch.context() as patch:
         patch.setattr(masks if command == "mask" else checkpoints, "save_file", full)
         answer = call(command, *what, *loop, "--out", "out")
-        assert_refused(answer, "full", "out", "free")
+        assert_refused(answer, "full", "out", "free", begun=command != "mask")
         assert not [p for p in tree(here) if not p.startswith(".")]
     done(command, *what, *loop, "--out", "out")
     assert (here / "out" / "run.json").is_file()
@@ -400,7 +404,7 @@ def test_a_really_full_disk(trained: Path, tmp_path: Path) -> None:
     try:
         how = ["--epochs", 1, *QUICK, "--out", place / "out"]
         for command, what in (("train", []), ("forget", ["--model", trained, "--random", 30])):
-            assert_refused(call(command, *what, *how), "full", "out")
+            assert_refused(call(command, *what, *how), "full", "out", begun=True)
             assert not (place / "out").exists()
     finally:
         subprocess.run(["umount", str(place)], check=True)

@@ -1,7 +1,7 @@
 """How well the forget set was removed: accuracies, ToW, membership inference; each metric says how it is to be read."""
 
 from unsharp.evaluation.metrics import METRICS, Metric, attacks, check_attacks, gap, measure, reasons, register
-from unsharp.evaluation.predictions import Evidence, Outputs, Predictions, predict
+from unsharp.evaluation.predictions import Evidence, Outputs, Predictions, check_seed, predict
 from unsharp.evaluation.suite import Judged, judge, outputs
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Predictions",
     "attacks",
     "check_attacks",
+    "check_seed",
     "gap",
     "judge",
     "measure",

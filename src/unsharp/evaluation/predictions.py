@@ -112,8 +112,7 @@ class Evidence:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UserError(f"seed must be an integer of at least 0, got {self.seed}")
+        check_seed(self.seed)
         if self.reference is None:
             return
         for split in ("retain", "forget", "test"):
@@ -127,6 +126,12 @@ class Evidence:
     def of_reference(self) -> Evidence | None:
         """The evidence in which the reference takes the model's place, so that its metrics can be computed alike."""
         return None if self.reference is None else Evidence(self.reference, self.reference, self.seed)
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError unless `seed` can seed what a metric draws."""
+    if seed < 0:
+        raise UserError(f"seed must be an integer of at least 0, got {seed}")
 
 
 def predict(
