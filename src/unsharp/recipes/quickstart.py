@@ -3,7 +3,7 @@
 The forget set is the 5 % of the training digits whose true class a logistic regression, cross-validated, finds least
 likely: samples that a network gets right because it has seen them. Settings were chosen on the seeds `TUNED_ON`, apart
 from those that are shown, from six points for each method, by mean ToW: `python -m unsharp.recipes.quickstart` repeats
-that.
+that. A first choice on one seed had been shown before; `docs/pitfalls.md` tells both.
 """
 
 from __future__ import annotations
