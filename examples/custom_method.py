@@ -18,7 +18,7 @@ from torch.utils.data import TensorDataset
 import unsharp
 from unsharp.data import Batch
 from unsharp.methods import METHODS, PhasedMethod, Problem
-from unsharp.phases import FORGET, RETAIN, CrossEntropy, Objective, Phase
+from unsharp.phases import FORGET, RETAIN, CrossEntropy, Moment, Objective, Phase
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Uniform(Objective):
     def streams(self) -> tuple[str, ...]:
         return (FORGET,)
 
-    def terms(self, model: nn.Module, batches: Mapping[str, Batch]) -> Iterator[tuple[str, Tensor]]:
+    def terms(self, model: nn.Module, batches: Mapping[str, Batch], at: Moment) -> Iterator[tuple[str, Tensor]]:
         logits = model(batches[FORGET].inputs).float()
         yield FORGET, -self.weight * logits.log_softmax(1).mean()
 

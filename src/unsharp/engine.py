@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +17,15 @@ from unsharp import runtime
 from unsharp.data.samples import Batch
 from unsharp.data.streams import Stream
 from unsharp.errors import NonFiniteError, UserError, unknown
-from unsharp.phases import RETAIN, Objective, Phase, region_tensors, union
+from unsharp.phases import RETAIN, Moment, Objective, Phase, region_tensors, union
 from unsharp.progress import SILENT, Progress
-from unsharp.sharpness.point import Gradients, Point, keep_region
+from unsharp.sharpness.point import Gradients, Point, keep_region, scale_gradients
 from unsharp.sharpness.replay import Replay, WholeModel
-from unsharp.sharpness.step import Stepper, check_base
+from unsharp.sharpness.step import MaskedOptimizer, Stepper, check_base
 
 MakeOptimizer = Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 MAX_OVERFLOWS = 25
+Schedule = Literal["constant", "cosine", "linear", "step"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,10 @@ class LoopConfig:
         epochs: Passes over the leading stream (retain where there is one), at least 1.
         batch_size: Largest batch of each stream.
         optimizer: The base optimiser.
-        schedule: Learning rate over the steps: constant, cosine to 0, or steps at `milestones`.
+        schedule: Learning rate over the steps: constant, cosine or linear to 0, or steps at `milestones`.
+        phase_lr: Learning rate of single phases, by their names ("retain", "forget"); such phases have an optimiser
+            state each.
+        phase_schedule: Schedule of single phases, by their names; likewise.
         milestones: For "step": fractions of the run in (0, 1) at which the rate is multiplied by 0.1.
         warmup: Fraction of the run in [0, 1) over which the rate rises linearly from 0.
         clip_norm: Upper bound on the norm of the final gradient, or None.
@@ -112,7 +116,9 @@ class LoopConfig:
     epochs: int = 10
     batch_size: int = 256
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: Literal["constant", "cosine", "step"] = "constant"
+    schedule: Schedule = "constant"
+    phase_lr: dict[str, float] = field(default_factory=dict)
+    phase_schedule: dict[str, Schedule] = field(default_factory=dict)
     milestones: tuple[float, ...] = (0.5, 0.75)
     warmup: float = 0.0
     clip_norm: float | None = None
@@ -125,9 +131,14 @@ class LoopConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, known in (("schedule", ("constant", "cosine", "step")), ("precision", tuple(runtime.PRECISIONS))):
-            if getattr(self, name) not in known:
-                raise unknown(name, str(getattr(self, name)), known)
+        for name, value in {"schedule": self.schedule, **self.phase_schedule}.items():
+            if value not in get_args(Schedule):
+                raise unknown("schedule" if name == "schedule" else f"schedule of {name}", value, get_args(Schedule))
+        if self.precision not in runtime.PRECISIONS:
+            raise unknown("precision", self.precision, tuple(runtime.PRECISIONS))
+        for name, lr in self.phase_lr.items():
+            if not (math.isfinite(lr) and lr > 0):
+                raise UserError(f"the learning rate of phase {name} must be a finite number above 0, got {lr}")
         if not 0 <= self.warmup < 1:
             raise UserError(f"warmup must be a fraction in [0, 1), got {self.warmup}")
         if not all(0 < m < 1 for m in self.milestones):
@@ -139,14 +150,17 @@ class LoopConfig:
         if self.seed < 0:
             raise UserError(f"seed must be at least 0, got {self.seed}")
 
-    def lr_factor(self, step: int, total: int) -> float:
-        """What the learning rate of step `step` (from 0) of `total` is multiplied by."""
-        done = step / total
+    def lr_factor(self, step: int, total: int, phase: str = "") -> float:
+        """What the learning rate of step `step` (from 0) of `total` is multiplied by, for a phase of that name."""
+        schedule, done = self.phase_schedule.get(phase, self.schedule), step / total
         if done < self.warmup:
             return (step + 1) / (self.warmup * total + 1)
-        if self.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
-        if self.schedule == "step":
+        rest = (1 - done) / (1 - self.warmup)
+        if schedule == "cosine":
+            return 0.5 * (1 - math.cos(math.pi * rest))
+        if schedule == "linear":
+            return rest
+        if schedule == "step":
             return 0.1 ** sum(done >= m for m in self.milestones)
         return 1.0
 
@@ -154,8 +168,9 @@ class LoopConfig:
 class Loop:
     """A run of phases over streams, epoch by epoch, that can stop after any batch and go on to the same bits.
 
-    In an epoch the leading stream (retain where there is one) runs once and the others cycle beside it. All phases'
-    gradients, each kept to its region, are added, and one optimiser takes one step.
+    In an epoch the turns follow one another. In a turn the leading stream (retain where there is one) runs once and the
+    others cycle beside it; the gradients of its phases, each kept to its region, are added, and one optimiser takes one
+    step; or each phase has an optimiser of its own, and they step one after another with gradients at the same weights.
 
     Args:
         model: Trained in place; its trainable parameters are those that require a gradient.
@@ -163,9 +178,12 @@ class Loop:
         streams: By name; every name that a phase reads.
         config: Epochs, optimiser, precision and the like.
         make_optimizer: Builds the optimiser from the named trainable parameters, in place of `config.optimizer`.
+        separate_states: Give each phase an optimiser of its own. Where phases of a turn share weights, the first of
+            them alone decays those.
 
     Raises:
-        UserError: if no phase has anything to do, nothing is trainable, or a region does not fit the model.
+        UserError: if no phase has anything to do, nothing is trainable, a region does not fit the model, or phases in
+            turn share a state but not their region.
     """
 
     def __init__(
@@ -176,6 +194,7 @@ class Loop:
         config: LoopConfig,
         *,
         make_optimizer: MakeOptimizer | None = None,
+        separate_states: bool = False,
     ) -> None:
         self.model = model
         self.config = config
@@ -184,7 +203,6 @@ class Loop:
             raise UserError("every loss has weight 0: there is nothing to do; give one of them a weight")
         used = {s for phase in self.phases for s in phase.objective.streams}
         self.streams = {name: streams[name] for name in sorted(used)}
-        self.leading = self.streams[RETAIN if RETAIN in used else min(used)]
         self.device = runtime.device_of(model)
         if config.channels_last:
             _to_channels_last(model)
@@ -193,34 +211,55 @@ class Loop:
             raise UserError("the model has no trainable parameter; set requires_grad on those that may change")
         self._names, self._params = [n for n, _ in named], [p for _, p in named]
         self._regions = [region_tensors(dict(named), phase.region) for phase in self.phases]
-        self.optimizer = (make_optimizer or config.optimizer.build)(named)
-        for group in self.optimizer.param_groups:
-            group.setdefault("initial_lr", group["lr"])
+        self._memories: list[dict[str, Any]] = [{} for _ in self.phases]
+        self._check_phase_settings()
+        separate = separate_states or bool(config.phase_lr or config.phase_schedule)
+        self._state_of = list(range(len(self.phases))) if separate else [0] * len(self.phases)
+        make = make_optimizer or config.optimizer.build
         check_every = config.check_every or (1 if runtime.is_host(self.device) else 50)
-        self._stepper = Stepper(self.optimizer, self._params, union(self._regions), check_every=check_every)
+        self._stepper = Stepper(self._masked_optimizers(make, named), check_every=check_every)
         self._scaler = runtime.grad_scaler(self.device, config.precision)
+        if self._scaler is not None and len(self.optimizers) > 1:
+            raise UserError("precision fp16 scales one gradient alone; with a state per phase take bf16 or float32")
         self._overflows = 0
+        self._passes = 0.0
         self._buffers = WholeModel(model)
         self.epoch, self.batch = 0, 0
         self.seconds = 0.0
+        self.stopped = False
         self.history: list[dict[str, float]] = []
         self._sums: dict[str, Tensor] = {}
+        """Of each loss term: (2,), the sum of its values in this epoch, and of how many."""
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """One, or one per phase."""
+        return [masked.optimizer for masked in self._stepper.optimizers]
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The first optimiser."""
+        return self.optimizers[0]
 
     @property
     def n_batches(self) -> int:
-        """Steps in an epoch."""
-        return self.leading.n_batches
+        """Steps in this epoch, or in the last one once the run is over."""
+        return self.steps_in(min(self.epoch, self.config.epochs - 1))
 
     @property
     def passes(self) -> int:
         """Forward–backward passes so far: one for each batch of a stream and each evaluation of a rule."""
-        steps = self.epoch * self.n_batches + self.batch
-        return steps * sum(phase.passes for phase in self.phases)
+        return round(self._passes)
+
+    def steps_in(self, epoch: int) -> int:
+        """Steps in an epoch."""
+        return sum(n for _, _, n in self._turns(epoch))
 
     def run(
         self,
         *,
         on_epoch: Callable[[], Mapping[str, float]] | None = None,
+        stop: Callable[[Mapping[str, float]], bool] | None = None,
         save: Callable[[Loop], None] | None = None,
         save_seconds: float = 60.0,
         progress: Progress = SILENT,
@@ -230,6 +269,7 @@ class Loop:
 
         Args:
             on_epoch: Called after each epoch; what it returns joins the epoch's row of the history.
+            stop: Told of each row; the run ends where it says so.
             save: Called with the loop after each epoch, and within one every `save_seconds`.
             save_seconds: Seconds between two saves within an epoch.
             progress: Told of each batch.
@@ -241,18 +281,20 @@ class Loop:
         Raises:
             NonFiniteError: at a step that is not finite; the model is as it was before that step, and saved.
         """
-        total, saved = self.config.epochs * self.n_batches, time.monotonic()
-        first = self.epoch * self.n_batches + self.batch - self._stepper.steps
-        progress.start(label, total, done=self.epoch * self.n_batches + self.batch)
+        total, saved = sum(map(self.steps_in, range(self.config.epochs))), time.monotonic()
+        first = self._done() - self._stepper.steps
+        progress.start(label, total, done=self._done())
         try:
-            while self.epoch < self.config.epochs:
+            while self.epoch < self.config.epochs and not self.stopped:
                 self.model.train()
                 started = time.monotonic()
-                for batches in self._batches():
-                    self._set_lr(total)
+                for turn, taken, batches in self._batches():
+                    self._set_lr(self._done(), total)
                     with _naming_single_samples():
-                        self._step(batches)
+                        self._step(turn, taken, batches)
                     self.batch += 1
+                    for i in turn:
+                        self.phases[i].rule.after_step(self._params, self._memories[i], self._done() / total)
                     progress.advance()
                     if save is not None and time.monotonic() - saved >= save_seconds:
                         self._stepper.check()
@@ -261,77 +303,207 @@ class Loop:
                         started = saved = time.monotonic()
                 self._stepper.check()
                 self._end_epoch(time.monotonic() - started, on_epoch)
+                self.stopped = stop is not None and stop(self.history[-1])
                 if save is not None:
                     save(self)
                     saved = time.monotonic()
         except NonFiniteError:
             # the step may have been found broken some steps later: stand where the weights do
-            self.epoch, self.batch = divmod(first + self._stepper.steps, self.n_batches)
+            self._go_back_to(first + self._stepper.steps)
             if save is not None:
                 save(self)
             raise
         finally:
             progress.finish()
+        self._take_final_weights()
         return self.history
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the rest of the run depends on, as tensors and plain values."""
         return {
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self._scaler.state_dict() if self._scaler is not None else None,
             "random": runtime.rng_state(self.device),
-            "at": {"epoch": self.epoch, "batch": self.batch, "seconds": self.seconds, "overflows": self._overflows},
+            "at": {
+                "epoch": self.epoch,
+                "batch": self.batch,
+                "seconds": self.seconds,
+                "overflows": self._overflows,
+                "passes": self._passes,
+                "stopped": self.stopped,
+            },
             "history": self.history,
             "sums": self._sums,
+            "memories": self._memories,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to where `state_dict` was taken; the next step is the same, to the bit."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(saved)
         if self._scaler is not None:
             self._scaler.load_state_dict(state["scaler"])
         runtime.set_rng_state(state["random"], self.device)
-        self.epoch, self.batch = state["at"]["epoch"], state["at"]["batch"]
-        self.seconds, self._overflows = state["at"]["seconds"], state["at"]["overflows"]
+        at = state["at"]
+        self.epoch, self.batch, self.stopped = at["epoch"], at["batch"], at["stopped"]
+        self.seconds, self._overflows, self._passes = at["seconds"], at["overflows"], at["passes"]
         self.history = list(state["history"])
         self._sums = {k: v.to(self.device) for k, v in state["sums"].items()}
+        self._memories = [dict(memory) for memory in state["memories"]]
 
-    def _batches(self) -> Iterator[dict[str, Batch]]:
-        """The rest of this epoch: one batch of each stream a step."""
-        iterators = {name: s.epoch(self.epoch, self.batch, self.n_batches) for name, s in self.streams.items()}
-        for _ in range(self.batch, self.n_batches):
-            yield {name: next(iterator) for name, iterator in iterators.items()}
+    # --- phases, turns, states ---------------------------------------------------------------------------------------
 
-    def _step(self, batches: Mapping[str, Batch]) -> None:
+    def _turns(self, epoch: int) -> list[tuple[list[int], Stream, int]]:
+        """The turns of an epoch: the phases at work in it, the leading stream, the number of steps."""
+        turns: dict[int, list[int]] = {}
+        for i, phase in enumerate(self.phases):
+            if phase.acts_in(epoch):
+                turns.setdefault(phase.turn, []).append(i)
+        found = []
+        for _, members in sorted(turns.items()):
+            used = {s for i in members for s in self.phases[i].objective.streams}
+            leading = self.streams[RETAIN if RETAIN in used else min(used)]
+            found.append((members, leading, leading.n_batches))
+        return found
+
+    def _check_phase_settings(self) -> None:
+        names = [phase.name for phase in self.phases]
+        for setting in ("phase_lr", "phase_schedule"):
+            for name in getattr(self.config, setting):
+                if name not in names:
+                    raise unknown(f"phase in {setting}", name, names)
+
+    def _masked_optimizers(self, make: MakeOptimizer, named: list[tuple[str, nn.Parameter]]) -> list[MaskedOptimizer]:
+        """One optimiser for the union of the regions, or one for each phase's own."""
+        acting = [None if phase.leak else region for phase, region in zip(self.phases, self._regions)]
+        n_states, found = max(self._state_of) + 1, []
+        if n_states == 1 and len({phase.turn for phase in self.phases}) > 1 and not _all_equal(acting):
+            raise UserError(
+                "phases in turn with different regions need an optimiser state each, or momentum would carry the "
+                "gradient of one region into the other's turn: set separate_states"
+            )
+        for k in range(n_states):
+            mine = [i for i, state in enumerate(self._state_of) if state == k]
+            optimizer = make(named)
+            for group in optimizer.param_groups:
+                if n_states > 1:
+                    group["lr"] = self.config.phase_lr.get(self.phases[k].name, group["lr"])
+                    if any(self._share_weights(acting, i, k) for i in range(k)):
+                        group["weight_decay"] = 0.0
+                group.setdefault("initial_lr", group["lr"])
+            found.append(MaskedOptimizer(optimizer, self._params, union([acting[i] for i in mine])))
+        return found
+
+    def _share_weights(self, acting: Sequence[list[Tensor | None] | None], i: int, k: int) -> bool:
+        """Whether two phases of one turn move a common weight."""
+        if self.phases[i].turn != self.phases[k].turn:
+            return False
+        a, b = acting[i], acting[k]
+        if a is None or b is None:
+            return True
+        return any(x is None or y is None or bool((x & y).any()) for x, y in zip(a, b))
+
+    def _set_lr(self, step: int, total: int) -> None:
+        for k, optimizer in enumerate(self.optimizers):
+            name = self.phases[k].name if len(self.optimizers) > 1 else ""
+            factor = self.config.lr_factor(step, total, name)
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+
+    # --- where the run stands ----------------------------------------------------------------------------------------
+
+    def _done(self) -> int:
+        """Steps taken so far."""
+        return sum(map(self.steps_in, range(self.epoch))) + self.batch
+
+    def _go_back_to(self, step: int) -> None:
+        """Stand at a step that the run has passed."""
+        self.epoch = 0
+        while self.epoch < self.config.epochs and step >= self.steps_in(self.epoch):
+            step -= self.steps_in(self.epoch)
+            self.epoch += 1
+        self.batch = step
+
+    def _batches(self) -> Iterator[tuple[list[int], int, dict[str, Batch]]]:
+        """The rest of this epoch, step by step: phases at work, steps they took before, a batch of each stream."""
+        first = 0
+        for members, leading, n in self._turns(self.epoch):
+            start, first = max(0, self.batch - first), first + n
+            if start >= n:
+                continue
+            used = {s for i in members for s in self.phases[i].objective.streams}
+            before = sum(m for e in range(self.epoch) for others, _, m in self._turns(e) if members[0] in others)
+            iterators = {s: self.streams[s].epoch(self.epoch, start, leading.n_batches) for s in sorted(used)}
+            for step in range(start, n):
+                yield members, before + step, {name: next(iterator) for name, iterator in iterators.items()}
+
+    # --- one step ----------------------------------------------------------------------------------------------------
+
+    def _step(self, turn: Sequence[int], taken: int, batches: Mapping[str, Batch]) -> None:
         replay = Replay(self.device, self._buffers)
-        gradients: Gradients | None = None
+        before = [dict(memory) for memory in self._memories]
+        gradients: list[Gradients | None] = [None] * len(self.optimizers)
+        active: list[Tensor | None] = [None] * len(self.optimizers)
         losses: list[Tensor] = []
         seen: dict[str, Tensor] = {}
-        for phase, region in zip(self.phases, self._regions):
-            point = Point(
-                self._params,
-                self._evaluation(phase.objective, batches, phase.name, seen),
-                replay,
-                region=region,
-                names=self._names,
-                evaluate_perturb=self._evaluation(phase.perturb_objective, batches, "", {})
-                if phase.perturb_objective is not None
-                else None,
-            )
+        for i in turn:
+            phase, region, state = self.phases[i], self._regions[i], self._state_of[i]
+            point = self._point(i, taken, batches, replay, seen)
             part = phase.rule.gradient(point)
-            keep_region(part, region)
-            gradients = part if gradients is None else _added(gradients, part)
+            if phase.scale is not None and point.last_loss is not None:
+                factor = phase.scale.factor(point.last_loss, self._memories[i])
+                scale_gradients(part, factor)
+                active[state] = factor > 0 if len(self.optimizers) > 1 else None
+            if not phase.leak:
+                keep_region(part, region)
+            so_far = gradients[state]
+            gradients[state] = part if so_far is None else _added(so_far, part)
             losses.append(point.first_loss())
-        self._take(gradients or [], torch.stack(losses).sum(), replay)
+        try:
+            self._take(gradients, torch.stack(losses).sum(), replay, active)
+        except NonFiniteError:
+            self._memories = before
+            raise
         for key, value in seen.items():
-            self._sums[key] = self._sums.get(key, 0) + self._stepper.counted(value)
+            counted = self._stepper.counted(torch.stack([value, torch.ones_like(value)]))
+            self._sums[key] = self._sums.get(key, 0) + counted
 
-    def _take(self, gradients: Gradients, loss: Tensor, replay: Replay) -> None:
+    def _point(
+        self, i: int, taken: int, batches: Mapping[str, Batch], replay: Replay, seen: dict[str, Tensor]
+    ) -> Point:
+        """Where phase i stands on these batches; what its loss terms are goes into `seen`."""
+        phase = self.phases[i]
+
+        def on(batches: Mapping[str, Batch], share: float) -> dict[str, Any]:
+            other = phase.perturb_objective
+            return {
+                "evaluate": self._evaluation(phase.objective, batches, phase.name, seen, share),
+                "evaluate_perturb": None if other is None else self._evaluation(other, batches, "", {}, share),
+                "value": self._value(phase.objective, batches, phase.name, seen, share),
+            }
+
+        def parts(n: int) -> list[Point]:
+            return [Point(self._params, replay=replay, **shared, **on(b, 1 / n)) for b in _pieces(batches, n)]
+
+        shared: dict[str, Any] = {"region": self._regions[i], "names": self._names, "leak": phase.leak}
+        return Point(
+            self._params,
+            replay=replay,
+            parts=parts,
+            memory=self._memories[i],
+            step=taken,
+            **shared,
+            **on(batches, 1.0),
+        )
+
+    def _take(
+        self, gradients: list[Gradients | None], loss: Tensor, replay: Replay, active: list[Tensor | None]
+    ) -> None:
         clip = self.config.clip_norm
         if self._scaler is None:
-            self._stepper.step(gradients, loss, replay, clip_norm=clip)
+            self._stepper.step(gradients, loss, replay, active=active, clip_norm=clip)
             return
         self._stepper.step(gradients, loss, replay, scaler=self._scaler, clip_norm=clip)
         self._scaler.update()
@@ -343,11 +515,12 @@ class Loop:
             )
 
     def _evaluation(
-        self, objective: Objective, batches: Mapping[str, Batch], name: str, seen: dict[str, Tensor]
+        self, objective: Objective, batches: Mapping[str, Batch], name: str, seen: dict[str, Tensor], share: float
     ) -> Callable[[], Tensor]:
         """A closure that leaves the objective's gradient in the parameters and returns its value.
 
         What the terms are at its first call goes into `seen`, under `name`; without a name it is not of interest.
+        `share` is the share of the step's batch that it sees.
         """
         first = bool(name)
 
@@ -355,30 +528,101 @@ class Loop:
             nonlocal first
             values: dict[str, Tensor] = {}
             with runtime.autocast(self.device, self.config.precision):
-                for term_name, term in objective.terms(self.model, batches):
+                for term_name, term in objective.terms(self.model, batches, self._moment):
                     (term if self._scaler is None else self._scaler.scale(term)).backward()
                     values[term_name] = term.detach()
             runtime.mean_over_ranks([*(p.grad for p in self._params), *values.values()])
+            self._passes += share * len(objective.streams)
             if first:
                 first = False
-                for term_name, value in values.items():
-                    key = f"{name}/{term_name}" if len(objective.streams) > 1 or name != term_name else name
-                    seen[key] = seen.get(key, 0) + value
+                _note(objective, name, values, seen, share)
             return torch.stack(list(values.values())).sum()
 
         return evaluate
 
-    def _set_lr(self, total: int) -> None:
-        factor = self.config.lr_factor(self.epoch * self.n_batches + self.batch, total)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+    def _value(
+        self, objective: Objective, batches: Mapping[str, Batch], name: str, seen: dict[str, Tensor], share: float
+    ) -> Callable[[], tuple[Tensor, Tensor]]:
+        """A closure that returns the objective with its graph, as it is to be differentiated, and its value.
+
+        Differentiating twice counts as two passes.
+        """
+
+        def value() -> tuple[Tensor, Tensor]:
+            with runtime.autocast(self.device, self.config.precision):
+                terms = dict(objective.terms(self.model, batches, self._moment))
+            total = torch.stack(list(terms.values())).sum()
+            values = {term_name: term.detach().clone() for term_name, term in terms.items()}
+            runtime.mean_over_ranks(list(values.values()))
+            self._passes += 2 * share * len(objective.streams)
+            _note(objective, name, values, seen, share)
+            return (
+                total if self._scaler is None else self._scaler.scale(total),
+                torch.stack(list(values.values())).sum(),
+            )
+
+        return value
+
+    @property
+    def _moment(self) -> Moment:
+        return Moment(epoch=self.epoch, epochs=self.config.epochs, seed=self.config.seed)
+
+    # --- ends --------------------------------------------------------------------------------------------------------
 
     def _end_epoch(self, seconds: float, on_epoch: Callable[[], Mapping[str, float]] | None) -> None:
         self.seconds += seconds
         row = {"epoch": self.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], "seconds": self.seconds}
-        row |= {name: float(total) / self.n_batches for name, total in self._sums.items()}
+        row |= {name: float(total) / float(n) for name, (total, n) in self._sums.items()}
         self.epoch, self.batch, self._sums = self.epoch + 1, 0, {}
         self.history.append(row | dict(on_epoch() if on_epoch is not None else {}))
+
+    @torch.no_grad()
+    def _take_final_weights(self) -> None:
+        """Put in the weights with which a rule wants to end, and take the statistics of BatchNorm at them."""
+        changed = False
+        for phase, region, memory in zip(self.phases, self._regions, self._memories):
+            final = phase.rule.final_weights(memory)
+            if final is None:
+                continue
+            changed = True
+            for p, w, m in zip(self._params, final, region or [None] * len(self._params)):
+                p.copy_(w if m is None else torch.where(m, w, p))
+        if changed:
+            (_, leading, _), *_ = self._turns(self.config.epochs - 1)[::-1]
+            inputs = (batch.inputs for batch in leading.epoch(self.config.epochs))
+            torch.optim.swa_utils.update_bn(inputs, self.model)
+
+
+def _note(objective: Objective, name: str, values: Mapping[str, Tensor], seen: dict[str, Tensor], share: float) -> None:
+    """Add the values of the terms, or this share's part of them, under the names that the curves have."""
+    for term_name, value in values.items():
+        key = f"{name}/{term_name}" if len(objective.streams) > 1 or name != term_name else name
+        seen[key] = seen.get(key, 0) + (value if share == 1 else share * value)
+
+
+def _pieces(batches: Mapping[str, Batch], n: int) -> list[dict[str, Batch]]:
+    """The batches in n nearly equal parts."""
+    smallest = min(len(batch.labels) for batch in batches.values())
+    if not 1 <= n <= smallest:
+        raise UserError(
+            f"a batch of {smallest} samples cannot be cut into {n} parts; take fewer parts, or more samples"
+        )
+    cut = {
+        name: list(zip(*(torch.tensor_split(t, n) for t in (batch.inputs, batch.labels, batch.indices))))
+        for name, batch in batches.items()
+    }
+    return [{name: Batch(*parts[k]) for name, parts in cut.items()} for k in range(n)]
+
+
+def _all_equal(regions: Sequence[list[Tensor | None] | None]) -> bool:
+    first = regions[0]
+    for other in regions[1:]:
+        if first is None or other is None:
+            if first is not other:
+                return False
+        elif not all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in zip(first, other)):
+            return False
+    return True
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,21 @@ RETAIN, FORGET = "retain", "forget"
 Region = Mapping[str, Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """When a step is taken; what an objective that changes over the run may depend on.
+
+    Args:
+        epoch: Number of the epoch, from 0.
+        epochs: Epochs of the whole run.
+        seed: Seed of the run.
+    """
+
+    epoch: int = 0
+    epochs: int = 1
+    seed: int = 0
+
+
 class Objective(ABC):
     """A signed loss on batches of named streams; the engine minimises it."""
 
@@ -27,10 +43,24 @@ class Objective(ABC):
         """The streams that it reads, in the order in which their batches go forward."""
 
     @abstractmethod
-    def terms(self, model: nn.Module, batches: Mapping[str, Batch]) -> Iterator[tuple[str, Tensor]]:
-        """The named signed terms whose sum is the loss.
+    def terms(self, model: nn.Module, batches: Mapping[str, Batch], at: Moment) -> Iterator[tuple[str, Tensor]]:
+        """The named signed terms whose sum is the loss, a pure function of the arguments.
 
         Each term is sent backward before the next one is asked for, so that only one graph is alive at a time.
+        """
+
+
+class Scale(ABC):
+    """A factor ≥ 0 on a phase's gradient that follows the run; where it is 0, a phase with a state of its own rests."""
+
+    @abstractmethod
+    def factor(self, loss: Tensor, memory: dict[str, Any]) -> Tensor:
+        """The factor of this step, 0-d on the loss's device.
+
+        Args:
+            loss: The phase's signed loss (0-d) at the point of its last evaluation. It may be non-finite; what is kept
+                in the memory must not become so.
+            memory: What the scale keeps from step to step: tensors and plain values.
         """
 
 
@@ -57,7 +87,7 @@ class CrossEntropy(Objective):
     def streams(self) -> tuple[str, ...]:
         return tuple(stream for stream, weight in self.weights.items() if weight != 0)
 
-    def terms(self, model: nn.Module, batches: Mapping[str, Batch]) -> Iterator[tuple[str, Tensor]]:
+    def terms(self, model: nn.Module, batches: Mapping[str, Batch], at: Moment) -> Iterator[tuple[str, Tensor]]:
         for stream in self.streams:
             batch = batches[stream]
             logits = model(batch.inputs)
@@ -76,7 +106,13 @@ class Phase:
         region: Bool tensors by parameter name, True where the weight may move; None for all trainable weights.
         perturb_objective: The objective from which the rule's perturbation comes, if not `objective` itself. It reads
             the same streams in the same order.
-        name: For curves and messages.
+        name: For curves and messages, and for settings of this phase alone; each phase of a method has another.
+        turn: Phases of the same turn run together; in an epoch the turns follow one another, each with a run of its own
+            through its leading stream.
+        until: Epochs after which the phase rests; None for the whole run.
+        scale: A factor on its gradient that follows the run.
+        leak: Let the gradient at w act outside the region as well, and keep the perturbed one to it alone, as the
+            published code of Sharp MinMax does. The region then masks no weight.
     """
 
     objective: Objective
@@ -84,6 +120,10 @@ class Phase:
     region: Region | None = None
     perturb_objective: Objective | None = None
     name: str = "loss"
+    turn: int = 0
+    until: int | None = None
+    scale: Scale | None = None
+    leak: bool = False
 
     def __post_init__(self) -> None:
         if self.perturb_objective is not None and self.perturb_objective.streams != self.objective.streams:
@@ -93,10 +133,14 @@ class Phase:
             )
 
     @property
-    def passes(self) -> int:
-        """Forward–backward passes per step, one for each batch and evaluation."""
+    def passes(self) -> float:
+        """Forward–backward passes per step in the mean, one for each batch and evaluation."""
         passes = self.rule.passes if self.perturb_objective is None else self.rule.passes_beside
         return passes * len(self.objective.streams)
+
+    def acts_in(self, epoch: int) -> bool:
+        """Whether the phase takes part in this epoch (from 0)."""
+        return self.until is None or epoch < self.until
 
 
 def region_tensors(model_params: Mapping[str, Tensor], region: Region | None) -> list[Tensor | None] | None:

@@ -153,7 +153,7 @@ def run(
         name: Stream(samples, indices, config.batch_size, config.seed, rank, world)
         for name, indices in ((RETAIN, retain), (FORGET, forget))
     }
-    loop = Loop(copied, phases, streams, config, make_optimizer=make_optimizer)
+    loop = Loop(copied, phases, streams, config, make_optimizer=make_optimizer, separate_states=method.separate_states)
     record = run_loop(
         loop,
         workspace=workspace,

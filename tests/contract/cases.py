@@ -18,7 +18,7 @@ from unsharp.data.samples import Batch, ImageSamples, Samples, TensorSamples
 from unsharp.data.streams import Stream
 from unsharp.engine import Loop, LoopConfig
 from unsharp.methods import METHODS, Method, PhasedMethod, Problem
-from unsharp.phases import FORGET, RETAIN, Objective, Phase
+from unsharp.phases import FORGET, RETAIN, Moment, Objective, Phase
 from unsharp.sharpness import RULES, Rule
 
 SIDE, N_CLASSES = 5, 3
@@ -259,8 +259,8 @@ class Summed(Objective):
     def streams(self) -> tuple[str, ...]:
         return self.inner.streams
 
-    def terms(self, model: nn.Module, batches: Mapping[str, Batch]) -> Iterator[tuple[str, Tensor]]:
-        *first, (name, last) = list(self.inner.terms(model, batches))
+    def terms(self, model: nn.Module, batches: Mapping[str, Batch], at: Moment) -> Iterator[tuple[str, Tensor]]:
+        *first, (name, last) = list(self.inner.terms(model, batches, at))
         yield from first
         yield name, last + self.added(model)
 

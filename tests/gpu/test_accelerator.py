@@ -90,8 +90,8 @@ def test_a_broken_step_is_noticed_later_and_nothing_has_moved(device: torch.devi
     class Breaks(CrossEntropy):
         calls = 0
 
-        def terms(self, model, batches):  # type: ignore[no-untyped-def]
-            for term_name, term in super().terms(model, batches):
+        def terms(self, model, batches, at):  # type: ignore[no-untyped-def]
+            for term_name, term in super().terms(model, batches, at):
                 type(self).calls += 1
                 yield term_name, term * float("nan") if type(self).calls == broken else term
 

@@ -151,10 +151,10 @@ def test_passes_are_counted_where_the_perturbation_has_its_own_objective(rule: R
     calls = 0
 
     class Counted(CrossEntropy):
-        def terms(self, model: nn.Module, batches: Any) -> Any:
+        def terms(self, model: nn.Module, batches: Any, at: Any) -> Any:
             nonlocal calls
             calls += 1
-            return super().terms(model, batches)
+            return super().terms(model, batches, at)
 
     run = loop(nn.Linear(4, 2), epochs=1)
     weights = {RETAIN: 1.0}
@@ -168,9 +168,9 @@ def test_a_broken_step_leaves_no_trace_in_the_curve(check_every: int) -> None:
     class Breaks(CrossEntropy):
         calls = 0
 
-        def terms(self, model: nn.Module, batches: Any) -> Any:
+        def terms(self, model: nn.Module, batches: Any, at: Any) -> Any:
             type(self).calls += 1
-            for name, term in super().terms(model, batches):
+            for name, term in super().terms(model, batches, at):
                 yield name, term * float("nan") if type(self).calls == 3 else term
 
     torch.manual_seed(0)

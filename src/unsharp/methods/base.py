@@ -77,7 +77,10 @@ class Method(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class PhasedMethod(Method):
-    """A method that is phases which run together, so that every rule and mask works with it."""
+    """A method that is phases, together or in turn, so that every rule and mask works with it."""
+
+    separate_states: ClassVar[bool] = False
+    """Whether each phase has an optimiser state of its own."""
 
     @abstractmethod
     def phases(self, problem: Problem) -> list[Phase]:

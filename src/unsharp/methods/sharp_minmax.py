@@ -26,8 +26,10 @@ class SharpMinMax(PhasedMethod):
         rho_retain: Radius of the retain phase; None takes the rule's.
         rho_forget: Radius of the forget phase; None takes the rule's.
         select: Which weights forget: those with the largest forget gradient, the smallest (as the published code
-            does), or random ones.
+            does), random ones; or "all": no split, both parts move every weight.
         per_layer: Take the fraction within each tensor rather than over all.
+        leak: Keep only the perturbed gradients to their parts, as the published code does: the forget step is
+            2·g₀ − M∘g₁, so that every retain weight receives twice the forget gradient.
     """
 
     source: ClassVar[str] = "Tang & Khanna, ICLR 2026 (arXiv 2506.13715)"
@@ -40,8 +42,9 @@ class SharpMinMax(PhasedMethod):
     fraction: float = 0.3
     rho_retain: float | None = None
     rho_forget: float | None = None
-    select: Literal["largest", "smallest", "random"] = "largest"
+    select: Literal["largest", "smallest", "random", "all"] = "largest"
     per_layer: bool = False
+    leak: bool = False
 
     def __post_init__(self) -> None:
         check_fraction("alpha", self.alpha)
@@ -51,29 +54,33 @@ class SharpMinMax(PhasedMethod):
             rho = getattr(self, name)
             if rho is not None and not (math.isfinite(rho) and rho >= 0):
                 raise UserError(f"{name} must be a finite number of at least 0, got {rho}")
-        if self.select not in masks.SELECTS:
-            raise UserError(f"select must be one of {', '.join(masks.SELECTS)}, got {self.select!r}")
+        if self.select not in (*masks.SELECTS, "all"):
+            raise UserError(f"select must be one of {', '.join(masks.SELECTS)}, all, got {self.select!r}")
 
     def phases(self, problem: Problem) -> list[Phase]:
-        mask = problem.kept_mask(lambda: self._mask(problem))
-        if not 0 < masks.fraction_of(mask) < 1:
+        mask = None if self.select == "all" else problem.kept_mask(lambda: self._mask(problem))
+        if mask is not None and not 0 < masks.fraction_of(mask) < 1:
             raise UserError(f"fraction {self.fraction} of so few weights leaves a part empty; take another fraction")
         return [
             Phase(
                 objective=CrossEntropy({RETAIN: self.alpha}),
                 rule=_with_radius(problem.rule, self.rho_retain),
-                region=masks.complement(mask),
+                region=None if mask is None else masks.complement(mask),
+                leak=self.leak,
                 name=RETAIN,
             ),
             Phase(
                 objective=CrossEntropy({FORGET: -(1 - self.alpha)}),
                 rule=_with_radius(problem.rule, self.rho_forget).turned(),
                 region=mask,
+                leak=self.leak,
                 name=FORGET,
             ),
         ]
 
     def _mask(self, problem: Problem) -> masks.Mask:
+        if self.select == "all":
+            raise ValueError("no mask is made where all weights take part in both")
         return masks.saliency_mask(
             problem.model,
             problem.samples,
@@ -85,7 +92,7 @@ class SharpMinMax(PhasedMethod):
         )
 
     def preparation_passes(self, problem: Problem, batch_size: int) -> int:
-        return 0 if self.select == "random" else -(-len(problem.forget) // batch_size)
+        return 0 if self.select in ("random", "all") else -(-len(problem.forget) // batch_size)
 
 
 def _with_radius(rule: Rule, rho: float | None) -> Rule:

@@ -4,7 +4,7 @@ from unsharp.sharpness.base import NO_RULE, RULES, Gradients, NoRule, Rule
 from unsharp.sharpness.optimizer import SAM
 from unsharp.sharpness.perturbation import AdaptiveSharpness, Sharpness
 from unsharp.sharpness.point import Point
-from unsharp.sharpness.step import Stepper
+from unsharp.sharpness.step import MaskedOptimizer, Stepper
 
 __all__ = [
     "NO_RULE",
@@ -12,6 +12,7 @@ __all__ = [
     "SAM",
     "AdaptiveSharpness",
     "Gradients",
+    "MaskedOptimizer",
     "NoRule",
     "Point",
     "Rule",

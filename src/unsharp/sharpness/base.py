@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from unsharp.registry import Registry
 from unsharp.sharpness.point import Gradients, Point
@@ -22,17 +25,34 @@ class Rule(ABC):
 
     @property
     @abstractmethod
-    def passes(self) -> int:
-        """Forward–backward passes per step."""
+    def passes(self) -> float:
+        """Forward–backward passes per step, in the mean over the steps."""
 
     @property
-    def passes_beside(self) -> int:
+    def passes_beside(self) -> float:
         """The same where the perturbation comes from an objective of its own."""
         return self.passes
 
     @abstractmethod
     def gradient(self, point: Point) -> Gradients:
         """The gradient to step with; non-finite in at least one entry if any pass was non-finite."""
+
+    def after_step(self, weights: Sequence[Tensor], memory: dict[str, Any], done: float) -> None:
+        """Look at the weights after a step; not called for what `unsharp.SAM` does.
+
+        Args:
+            weights: The trainable tensors.
+            memory: What the rule keeps from step to step; the same as `Point.memory`.
+            done: Share of the run that lies behind, in (0, 1].
+        """
+        return
+
+    def final_weights(self, memory: Mapping[str, Any]) -> list[Tensor] | None:
+        """The weights with which the run ends, inside the phase's region; None leaves those of the last step.
+
+        Statistics of BatchNorm are then taken anew.
+        """
+        return None
 
     @abstractmethod
     def turned(self) -> Rule:
@@ -48,7 +68,7 @@ class NoRule(Rule):
     formula: ClassVar[str] = "g = ∇L(w)"
 
     @property
-    def passes(self) -> int:
+    def passes(self) -> float:
         return 1
 
     def gradient(self, point: Point) -> Gradients:

@@ -14,7 +14,7 @@ from unsharp.errors import UserError
 from unsharp.sharpness.perturbation import AdaptiveSharpness, Sharpness
 from unsharp.sharpness.point import Point
 from unsharp.sharpness.replay import CalledModules, Replay
-from unsharp.sharpness.step import Stepper, check_base, validate_region
+from unsharp.sharpness.step import MaskedOptimizer, Stepper, check_base, validate_region
 
 
 class SAM(Optimizer):
@@ -118,7 +118,7 @@ class SAM(Optimizer):
         replay = Replay(params[0].device, CalledModules())
         point = Point(params, evaluate, replay, region=self._region)
         grads = self.rule.gradient(point)
-        self._stepper.step(grads, point.first_loss(), replay, scaler=scaler, clip_norm=clip_norm)
+        self._stepper.step([grads], point.first_loss(), replay, scaler=scaler, clip_norm=clip_norm)
         return returned[0]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -167,4 +167,4 @@ class SAM(Optimizer):
     def _build_stepper(self) -> None:
         params = self._params()
         self._region = None if self._mask is None else validate_region(params, self._mask)
-        self._stepper = Stepper(self.base, params, self._region, check_every=self._check_every)
+        self._stepper = Stepper([MaskedOptimizer(self.base, params, self._region)], check_every=self._check_every)

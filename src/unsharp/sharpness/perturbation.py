@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import abstractmethod
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from unsharp.errors import UserError
 from unsharp.sharpness.base import RULES, Gradients, Rule
-from unsharp.sharpness.point import Point, global_norm, keep_region
+from unsharp.sharpness.point import Point, global_norm, keep_region, scale_gradients
 
 SIGNS = {"min": 1.0, "max": -1.0}
 
@@ -30,6 +29,7 @@ class PerturbedGradient(Rule):
         perturb: "region" perturbs the weights that this phase trains, "all" every trainable weight.
         max_form: For "max" only. "difference" is the formula above; "ascent" steps with the gradient at w − ε, the
             point to which the negated loss would ascend. Both agree to first order in ρ.
+        every: Correct every so many steps; the steps between take the plain gradient.
     """
 
     rho: float
@@ -37,6 +37,7 @@ class PerturbedGradient(Rule):
     lam: float = 1.0
     perturb: Literal["region", "all"] = "region"
     max_form: Literal["difference", "ascent"] = "difference"
+    every: int = 1
 
     def __post_init__(self) -> None:
         for name in ("rho", "lam"):
@@ -46,20 +47,22 @@ class PerturbedGradient(Rule):
         for name, known in (("sign", SIGNS), ("perturb", ("region", "all")), ("max_form", ("difference", "ascent"))):
             if getattr(self, name) not in known:
                 raise UserError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.every < 1:
+            raise UserError(f"every must be at least 1, got {self.every}")
 
     @property
-    def passes(self) -> int:
-        return 1 if self.rho == 0 or self.lam == 0 else 2
+    def passes(self) -> float:
+        return 1 + (0 if self._is_off else 1) / self.every
 
     @property
-    def passes_beside(self) -> int:
-        return self.passes if self.passes == 1 or self._steps_with_g1 else 3
+    def passes_beside(self) -> float:
+        return 1 + (0 if self._is_off else 1 if self._steps_with_g1 else 2) / self.every
 
     def turned(self) -> Rule:
         return dataclasses.replace(self, sign="max" if self.sign == "min" else "min")
 
     def gradient(self, point: Point) -> Gradients:
-        if self.passes == 1:
+        if self._is_off or point.step % self.every:
             return point.gradient()
         if point.has_own_perturbation:
             direction = point.perturbation_gradient()
@@ -69,17 +72,23 @@ class PerturbedGradient(Rule):
             g0 = None if self._steps_with_g1 else direction
         epsilon, norm = self._epsilon(point, direction, consume=direction is not g0)
         if self.max_form == "ascent" and self.sign == "max":
-            _scale(epsilon, norm.new_tensor(-1.0))
+            scale_gradients(epsilon, norm.new_tensor(-1.0))
         del direction
         g1 = point.gradient_at(epsilon)
+        if point.leak:
+            keep_region(g1, point.region)
         g = self._combine(g0, g1)
         # where g₀ was not finite but ∇L(w + ε) happens to be, the step must still be seen to be broken
-        _scale(g, torch.where(torch.isfinite(norm), 1.0, math.nan))
+        scale_gradients(g, torch.where(torch.isfinite(norm), 1.0, math.nan))
         return g
 
     @abstractmethod
     def _scale_by_weights(self, point: Point, grads: Gradients) -> None:
         """Multiply the gradients by T, in place."""
+
+    @property
+    def _is_off(self) -> bool:
+        return self.rho == 0 or self.lam == 0
 
     @property
     def _steps_with_g1(self) -> bool:
@@ -94,7 +103,7 @@ class PerturbedGradient(Rule):
         self._scale_by_weights(point, epsilon)
         norm = global_norm(epsilon)
         self._scale_by_weights(point, epsilon)
-        _scale(epsilon, torch.where(norm == 0, 0.0, self.rho / norm))
+        scale_gradients(epsilon, torch.where(norm == 0, 0.0, self.rho / norm))
         return epsilon, norm
 
     @torch.no_grad()
@@ -155,13 +164,3 @@ class AdaptiveSharpness(PerturbedGradient):
         for i, (p, g) in enumerate(zip(point.params, grads)):
             if g is not None and (self.adapt == "all" or (point.names or ())[i].endswith("weight")):
                 g.mul_(p.detach().abs() + self.eta if self.eta else p.detach().abs())
-
-
-def _scale(grads: Gradients, factor: Tensor) -> None:
-    """Multiply all gradients by a 0-d tensor, in place, without reading it on the host."""
-    kinds = defaultdict(list)
-    for g in grads:
-        if g is not None:
-            kinds[g.device, g.dtype].append(g)
-    for (device, dtype), group in kinds.items():
-        torch._foreach_mul_(group, factor.to(device, dtype))

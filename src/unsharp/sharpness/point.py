@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +28,12 @@ class Point:
         names: Names of the tensors, for rules that treat some differently.
         evaluate_perturb: Like `evaluate`, for another objective from which the perturbation comes; it forwards the
             same batches in the same order, since its pass is the one that moves the buffers.
+        value: Runs forward alone and returns L (0-d) with its graph, scaled where gradients are, and L's value; for
+            rules that differentiate twice. None where whoever steps gives no such thing.
+        parts: Makes points of the same weights on so many parts of the batch; None where that cannot be.
+        memory: What the rule keeps from step to step: tensors and plain values. It is saved with the run.
+        step: Steps that this phase has taken before.
+        leak: Whether the gradient at w acts outside the region as well.
     """
 
     def __init__(
@@ -36,15 +45,27 @@ class Point:
         region: Sequence[Tensor | None] | None = None,
         names: Sequence[str] | None = None,
         evaluate_perturb: Callable[[], Tensor] | None = None,
+        value: Callable[[], tuple[Tensor, Tensor]] | None = None,
+        parts: Callable[[int], list[Point]] | None = None,
+        memory: dict[str, Any] | None = None,
+        step: int = 0,
+        leak: bool = False,
     ) -> None:
         self.params = params
         self.region = region
         self.names = names
         self.loss: Tensor | None = None
+        self.last_loss: Tensor | None = None
+        self.memory: dict[str, Any] = {} if memory is None else memory
+        self.step = step
+        self.leak = leak
         self.has_own_perturbation = evaluate_perturb is not None
         self._evaluate = evaluate
         self._evaluate_perturb = evaluate_perturb
         self._replay = replay
+        self._value = value
+        self._parts = parts
+        self._whole: Point | None = None
 
     def gradient(self) -> Gradients:
         """∇L(w): the pass that moves buffers and random state. Entries are None where L does not depend on a tensor."""
@@ -82,6 +103,33 @@ class Point:
                 torch._foreach_copy_(weights, kept)
                 torch.clear_autocast_cache()
 
+    def parts(self, n: int) -> list[Point]:
+        """Points of the same weights on n parts of the batch, whose mean loss is this one's where they are equal.
+
+        Raises:
+            UserError: where whoever steps hands over no batch.
+        """
+        if self._parts is None:
+            raise UserError("this rule works on parts of the batch, which only the engine can give it")
+        found = self._parts(n)
+        for part in found:
+            part._whole = self
+        return found
+
+    @contextlib.contextmanager
+    def graph(self) -> Iterator[Tensor]:
+        """L(w) with its graph, in a pass that counts as `gradient` does; for rules that differentiate twice.
+
+        Raises:
+            UserError: where whoever steps gives no value without a backward pass.
+        """
+        if self._value is None:
+            raise UserError("this rule differentiates twice, which only the engine can do for it")
+        with self._replay.first(), torch.enable_grad():
+            loss, value = self._value()
+            self._note(value)
+            yield loss
+
     def first_loss(self) -> Tensor:
         """The value (0-d) of the first evaluation of this step, or of a later one that was not finite."""
         if self.loss is None:
@@ -91,9 +139,15 @@ class Point:
     def _run(self, evaluate: Callable[[], Tensor]) -> Gradients:
         with torch.enable_grad():
             loss = evaluate()
-        value = loss.detach() if isinstance(loss, Tensor) else torch.as_tensor(float(loss))
-        self.loss = value if self.loss is None else torch.where(torch.isfinite(value), self.loss, value)
+        self._note(loss)
         return take_gradients(self.params)
+
+    def _note(self, loss: Tensor) -> None:
+        value = loss.detach() if isinstance(loss, Tensor) else torch.as_tensor(float(loss))
+        self.last_loss = value
+        self.loss = value if self.loss is None else torch.where(torch.isfinite(value), self.loss, value)
+        if self._whole is not None:
+            self._whole._note(loss)
 
 
 def take_gradients(params: Sequence[Tensor]) -> Gradients:
@@ -127,3 +181,14 @@ def global_norm(grads: Gradients) -> Tensor:
     dtype = reduce(torch.promote_types, {g.dtype for g in present}, torch.float32)
     norms = torch._foreach_norm(present, 2, dtype)
     return torch.linalg.vector_norm(torch.stack([n.to(present[0].device) for n in norms]))
+
+
+@torch.no_grad()
+def scale_gradients(grads: Gradients, factor: Tensor) -> None:
+    """Multiply all gradients by a 0-d tensor, in place, without reading it on the host."""
+    kinds = defaultdict(list)
+    for g in grads:
+        if g is not None:
+            kinds[g.device, g.dtype].append(g)
+    for (device, dtype), group in kinds.items():
+        torch._foreach_mul_(group, factor.to(device, dtype))

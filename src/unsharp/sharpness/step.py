@@ -40,173 +40,91 @@ def check_base(base: type[torch.optim.Optimizer]) -> None:
         raise UserError(f"optimizer {base.__name__} needs sparse gradients, which are not supported; take Adam")
 
 
-class Stepper:
-    """Takes the optimiser's step so that only coordinates of the region move, and nothing moves on a broken gradient.
+class MaskedOptimizer:
+    """A base optimiser that moves the coordinates of its region alone.
 
-    Whatever the base optimiser does with momentum, decay or adaptive state, a coordinate outside the region keeps its
-    bits, and so does the elementwise optimiser state there: both are put back from a copy.
+    Whatever it does with momentum, decay or adaptive state, a coordinate outside the region keeps its bits, and so does
+    the elementwise optimiser state there: both are put back from a copy.
 
     Args:
         optimizer: The base optimiser; any but those that `check_base` refuses.
         params: The trainable tensors, as the optimiser knows them, in a fixed order.
         region: Per tensor a 0/1 mask of the coordinates that may move, or None where all may.
-        check_every: 1 decides on the host, at once, whether a gradient is finite. A larger value decides on the device
-            and reads the flag every so many steps; meanwhile nothing moves any more. Optimisers whose state could not
-            be put back then (`can_be_undone_later`) are looked at at once in any case.
     """
 
     def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        params: Sequence[Tensor],
-        region: Sequence[Tensor | None] | None = None,
-        *,
-        check_every: int = 1,
+        self, optimizer: torch.optim.Optimizer, params: Sequence[Tensor], region: Sequence[Tensor | None] | None = None
     ) -> None:
         check_base(type(optimizer))
-        if check_every < 1:
-            raise UserError(f"check_every must be at least 1, got {check_every}")
         self.optimizer = optimizer
-        self.check_every = check_every if can_be_undone_later(optimizer) else 1
-        self.steps = 0
-        self.skipped = False
-        """Whether the last step with a scaler overflowed."""
+        self.region = [None if m is None or bool(m.all()) else m.bool() for m in region or [None] * len(params)]
         self._params = list(params)
-        self._region = [None if m is None or bool(m.all()) else m.bool() for m in region or [None] * len(self._params)]
-        self._idle = [m is not None and not bool(m.any()) for m in self._region]
-        self._healthy: Tensor | None = None
-        self._healthy_steps: Tensor | None = None
+        self._idle = [m is not None and not bool(m.any()) for m in self.region]
         self._new_state: list[tuple[int, Tensor]] = []
         self._counted: list[tuple[int, Tensor]] = []
 
-    def step(
-        self,
-        grads: Gradients,
-        loss: Tensor,
-        replay: Replay,
-        *,
-        scaler: torch.amp.GradScaler | None = None,
-        clip_norm: float | None = None,
-    ) -> None:
-        """Step with `grads`, kept to the region.
-
-        Args:
-            grads: One per tensor, in the order of `params`; scaled if there is a scaler. They are consumed.
-            loss: The loss of this step, 0-d.
-            replay: Holds what the passes of this step did to buffers, which a broken step undoes.
-            scaler: Unscales the gradient once, and skips the step on overflow.
-            clip_norm: Upper bound on the final gradient's norm.
-
-        Raises:
-            NonFiniteError: if loss or gradient is not finite and there is no scaler; weights, buffers and optimiser
-                state are then as before.
-        """
-        keep_region(grads, self._region)
-        if scaler is not None and scaler.is_enabled():
-            self._hand_over(grads)
-            self._scaled_step(scaler, replay, clip_norm)
-        else:
-            norm = global_norm(grads)  # with idle tensors: what is not finite there breaks the step as well
-            self._hand_over(grads)
-            self._plain_step(loss, norm, replay, clip_norm)
-        self.steps += 1
-        for p in self._params:
-            p.grad = None
-        if self._healthy is not None and self.steps % self.check_every == 0:
-            self.check()
-
-    def counted(self, value: Tensor) -> Tensor:
-        """`value` if the last step counts, else 0; decided on the device where the step is."""
-        return value if self._healthy is None else torch.where(self._healthy, value, 0.0)
-
-    def check(self) -> None:
-        """Read the device's flag now. Raises: NonFiniteError if a step since the last check was not finite."""
-        made, self._new_state = self._new_state, []
-        counted, self._counted = self._counted, []
-        if self._healthy is None or self._healthy_steps is None or bool(self._healthy):
-            return
-        first_bad = int(self._healthy_steps)
-        self._take_back_counters([p for step, p in counted if step >= first_bad])
-        self._forget([p for step, p in made if step >= first_bad])
-        self.steps, self._healthy = first_bad, None
-        raise _non_finite(first_bad + 1)
-
-    def _hand_over(self, grads: Gradients) -> None:
+    def hand_over(self, grads: Gradients) -> None:
+        """Put the gradients where the optimiser looks for them; they are consumed."""
         for p, g, idle in zip(self._params, grads, self._idle):
             p.grad = None if idle else g
         grads.clear()
 
-    def _plain_step(self, loss: Tensor, norm: Tensor, replay: Replay, clip_norm: float | None) -> None:
-        finite = torch.isfinite(norm) & torch.isfinite(loss.detach()).to(norm.device)
-        if self.check_every == 1:
-            if not bool(finite):
-                replay.roll_back(False)
-                for p in self._params:
-                    p.grad = None
-                raise _non_finite(self.steps + 1)
-            replay.roll_back(True)
-            self._clip(norm, clip_norm)
-            self._frozen_step(None)
-            return
-        if self._healthy is None or self._healthy_steps is None:
-            self._healthy = torch.ones((), dtype=torch.bool, device=norm.device)
-            self._healthy_steps = torch.full((), self.steps, dtype=torch.int64, device=norm.device)
-        self._healthy &= finite
-        self._healthy_steps += self._healthy
-        replay.roll_back(self._healthy)
-        self._clip(norm, clip_norm)
-        self._frozen_step(self._healthy)
-
-    def _scaled_step(self, scaler: torch.amp.GradScaler, replay: Replay, clip_norm: float | None) -> None:
-        scaler.unscale_(self.optimizer)
-        if clip_norm is not None:
-            self._clip(global_norm([p.grad for p in self._params]), clip_norm)
-        before, new = self._copies(None), self._without_state()
-        scaler.step(self.optimizer)
-        self._put_back(before, None)
-        found = scaler._per_optimizer_states[id(self.optimizer)]["found_inf_per_device"]
-        overflow = torch.stack([f.reshape(()) for f in found.values()]).sum() > 0 if found else torch.tensor(False)
-        self.skipped = bool(overflow)
-        if self.skipped:
-            self._forget(new)
-        replay.roll_back(not self.skipped)
-
-    def _frozen_step(self, healthy: Tensor | None) -> None:
-        """The optimiser's step; then everything outside the region, and everything if unhealthy, is put back."""
-        if healthy is not None:
-            self._new_state += [(self.steps, p) for p in self._without_state()]
-        if healthy is not None and getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            # the one-kernel optimisers skip a step by themselves when they are handed this flag
-            self.optimizer.grad_scale, self.optimizer.found_inf = None, (~healthy).float()  # pyright: ignore
-            before = self._copies(None)
-            self.optimizer.step()
-            del self.optimizer.grad_scale, self.optimizer.found_inf  # pyright: ignore
-            self._put_back(before, None)
-            return
-        if healthy is not None:
-            self._counted += [(self.steps, p) for p in self._params if p.grad is not None]
-        before = self._copies(healthy)
-        self.optimizer.step()
-        self._put_back(before, healthy)
-
     @torch.no_grad()
-    def _clip(self, norm: Tensor, clip_norm: float | None) -> None:
+    def clip(self, norm: Tensor, clip_norm: float | None) -> None:
+        """Scale the gradients that were handed over, of this norm, down to the bound."""
         if clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._params, clip_norm, norm)
 
+    def step(self, healthy: Tensor | None, n_done: int) -> None:
+        """The optimiser's step; then everything outside the region, and everything if unhealthy, is put back.
+
+        Args:
+            healthy: Device-side flag (0-d bool) of whether this step counts; None where it is known to.
+            n_done: Steps taken before this one.
+        """
+        if healthy is not None:
+            self._new_state += [(n_done, p) for p in self.without_state()]
+        if healthy is not None and self.skips_by_itself:
+            # the one-kernel optimisers skip a step by themselves when they are handed this flag
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, (~healthy).float()  # pyright: ignore
+            before = self.copies(None)
+            self.optimizer.step()
+            del self.optimizer.grad_scale, self.optimizer.found_inf  # pyright: ignore
+            self.put_back(before, None)
+            return
+        if healthy is not None:
+            self._counted += [(n_done, p) for p in self._params if p.grad is not None]
+        before = self.copies(healthy)
+        self.optimizer.step()
+        self.put_back(before, healthy)
+
+    @property
+    def skips_by_itself(self) -> bool:
+        """Whether it decides on the device, in one kernel, that a step does not count."""
+        return bool(getattr(self.optimizer, "_step_supports_amp_scaling", False))
+
+    def settle(self, first_bad: int | None) -> None:
+        """Take the steps so far as good, or take back what those from `first_bad` on left on the host."""
+        made, self._new_state = self._new_state, []
+        counted, self._counted = self._counted, []
+        if first_bad is not None:
+            self._take_back_counters([p for step, p in counted if step >= first_bad])
+            self.forget([p for step, p in made if step >= first_bad])
+
     @torch.no_grad()
-    def _copies(self, healthy: Tensor | None) -> dict[int, tuple[Tensor, dict[str, Tensor]]]:
+    def copies(self, healthy: Tensor | None) -> dict[int, tuple[Tensor, dict[str, Tensor]]]:
         """Weights and elementwise state, before the step, of every tensor that may have to be put back."""
         return {
             i: (p.detach().clone(), {k: v.clone() for k, v in self._elementwise_state(p).items()})
-            for i, (p, m) in enumerate(zip(self._params, self._region))
+            for i, (p, m) in enumerate(zip(self._params, self.region))
             if p.grad is not None and (m is not None or healthy is not None)
         }
 
     @torch.no_grad()
-    def _put_back(self, before: dict[int, tuple[Tensor, dict[str, Tensor]]], healthy: Tensor | None) -> None:
+    def put_back(self, before: dict[int, tuple[Tensor, dict[str, Tensor]]], healthy: Tensor | None) -> None:
+        """Undo the step outside the region, and everywhere if unhealthy."""
         for i, (weights, states) in before.items():
-            p, keep = self._params[i], self._region[i]
+            p, keep = self._params[i], self.region[i]
             if keep is None:
                 keep = healthy
             elif healthy is not None:
@@ -218,10 +136,11 @@ class Stepper:
                 old = states.get(name)
                 now.copy_(torch.where(keep, now, self._fresh(p, name) if old is None else old))
 
-    def _without_state(self) -> list[Tensor]:
+    def without_state(self) -> list[Tensor]:
+        """The tensors for which the coming step makes state."""
         return [p for p in self._params if p.grad is not None and not self.optimizer.state.get(p)]
 
-    def _forget(self, tensors: Sequence[Tensor]) -> None:
+    def forget(self, tensors: Sequence[Tensor]) -> None:
         """Drop the state that a broken step made; the one-kernel optimisers leave it unwritten."""
         for p in tensors:
             self.optimizer.state.pop(p, None)
@@ -242,6 +161,147 @@ class Stepper:
         for p in counted:
             if "step" in self.optimizer.state.get(p, {}):
                 self.optimizer.state[p]["step"] -= 1
+
+
+class Stepper:
+    """Steps with one or several masked optimisers on the same weights, or with none of them on a broken gradient.
+
+    Args:
+        optimizers: They step one after another, each with a gradient of its own.
+        check_every: 1 decides on the host, at once, whether a gradient is finite. A larger value decides on the device
+            and reads the flag every so many steps; meanwhile nothing moves any more. Optimisers whose state could not
+            be put back then (`can_be_undone_later`) are looked at at once in any case.
+    """
+
+    def __init__(self, optimizers: Sequence[MaskedOptimizer], *, check_every: int = 1) -> None:
+        if check_every < 1:
+            raise UserError(f"check_every must be at least 1, got {check_every}")
+        self.optimizers = list(optimizers)
+        self.check_every = check_every if all(can_be_undone_later(o.optimizer) for o in optimizers) else 1
+        self.steps = 0
+        self.skipped = False
+        """Whether the last step with a scaler overflowed."""
+        self._params = self.optimizers[0]._params
+        self._healthy: Tensor | None = None
+        self._healthy_steps: Tensor | None = None
+
+    def step(
+        self,
+        gradients: Sequence[Gradients | None],
+        loss: Tensor,
+        replay: Replay,
+        *,
+        active: Sequence[Tensor | None] = (),
+        scaler: torch.amp.GradScaler | None = None,
+        clip_norm: float | None = None,
+    ) -> None:
+        """Step with the gradients, each kept to its optimiser's region.
+
+        Args:
+            gradients: Per optimiser, one entry per tensor in the order of the parameters; None where it does not step.
+                Scaled if there is a scaler. They are consumed.
+            loss: The loss of this step, 0-d.
+            replay: Holds what the passes of this step did to buffers, which a broken step undoes.
+            active: Per optimiser a device-side flag (0-d bool) of whether its part of the step is taken; None, or
+                nothing at all, takes it.
+            scaler: Unscales the gradient once, and skips the step on overflow; for a single optimiser.
+            clip_norm: Upper bound on each final gradient's norm.
+
+        Raises:
+            NonFiniteError: if loss or gradient is not finite and there is no scaler; weights, buffers and optimiser
+                state are then as before.
+        """
+        for grads, masked in zip(gradients, self.optimizers):
+            keep_region(grads or [], masked.region)
+        if scaler is not None and scaler.is_enabled():
+            masked, grads = self.optimizers[0], gradients[0]
+            if len(self.optimizers) > 1 or grads is None:
+                raise UserError("fp16 scales one gradient alone; take precision bf16 or float32 with several states")
+            masked.hand_over(grads)
+            self._scaled_step(masked, scaler, replay, clip_norm)
+        else:
+            self._plain_step(gradients, loss, replay, active or [None] * len(self.optimizers), clip_norm)
+        self.steps += 1
+        for p in self._params:
+            p.grad = None
+        if self._healthy is not None and self.steps % self.check_every == 0:
+            self.check()
+
+    def counted(self, value: Tensor) -> Tensor:
+        """`value` if the last step counts, else 0; decided on the device where the step is."""
+        return value if self._healthy is None else torch.where(self._healthy, value, 0.0)
+
+    def check(self) -> None:
+        """Read the device's flag now. Raises: NonFiniteError if a step since the last check was not finite."""
+        if self._healthy is None or self._healthy_steps is None or bool(self._healthy):
+            for masked in self.optimizers:
+                masked.settle(None)
+            return
+        first_bad = int(self._healthy_steps)
+        for masked in self.optimizers:
+            masked.settle(first_bad)
+        self.steps, self._healthy = first_bad, None
+        raise _non_finite(first_bad + 1)
+
+    def _plain_step(
+        self,
+        gradients: Sequence[Gradients | None],
+        loss: Tensor,
+        replay: Replay,
+        active: Sequence[Tensor | None],
+        clip_norm: float | None,
+    ) -> None:
+        # with idle tensors: what is not finite there breaks the step as well
+        norms = [None if grads is None else global_norm(grads) for grads in gradients]
+        finite = torch.isfinite(loss.detach())
+        for norm in norms:
+            if norm is not None:
+                finite = finite.to(norm.device) & torch.isfinite(norm)
+        healthy = self._judged(finite, replay)
+        for grads, norm, masked, flag in zip(gradients, norms, self.optimizers, active):
+            if grads is None or norm is None:
+                continue
+            if flag is not None and (healthy is None or not masked.skips_by_itself):
+                if not bool(flag):
+                    continue
+                flag = None
+            masked.hand_over(grads)
+            masked.clip(norm, clip_norm)
+            masked.step(healthy if flag is None or healthy is None else healthy & flag, self.steps)
+
+    def _judged(self, finite: Tensor, replay: Replay) -> Tensor | None:
+        """The flag under which this step is taken, or None where it is known to be good."""
+        if self.check_every == 1:
+            good = bool(finite)
+            replay.roll_back(good)
+            if not good:
+                for p in self._params:
+                    p.grad = None
+                raise _non_finite(self.steps + 1)
+            return None
+        if self._healthy is None or self._healthy_steps is None:
+            self._healthy = torch.ones((), dtype=torch.bool, device=finite.device)
+            self._healthy_steps = torch.full((), self.steps, dtype=torch.int64, device=finite.device)
+        self._healthy &= finite
+        self._healthy_steps += self._healthy
+        replay.roll_back(self._healthy)
+        return self._healthy
+
+    def _scaled_step(
+        self, masked: MaskedOptimizer, scaler: torch.amp.GradScaler, replay: Replay, clip_norm: float | None
+    ) -> None:
+        scaler.unscale_(masked.optimizer)
+        if clip_norm is not None:
+            masked.clip(global_norm([p.grad for p in self._params]), clip_norm)
+        before, new = masked.copies(None), masked.without_state()
+        scaler.step(masked.optimizer)
+        masked.put_back(before, None)
+        found = scaler._per_optimizer_states[id(masked.optimizer)]["found_inf_per_device"]
+        overflow = torch.stack([f.reshape(()) for f in found.values()]).sum() > 0 if found else torch.tensor(False)
+        self.skipped = bool(overflow)
+        if self.skipped:
+            masked.forget(new)
+        replay.roll_back(not self.skipped)
 
 
 def _non_finite(step: int) -> NonFiniteError:

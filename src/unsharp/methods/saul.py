@@ -1,0 +1,76 @@
+"""SAUL: keep the retain loss low under the constraint that the forget loss is high enough."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unsharp.errors import UserError
+from unsharp.methods.base import METHODS, PhasedMethod, Problem
+from unsharp.phases import FORGET, RETAIN, CrossEntropy, Phase, Scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multiplier(Scale):
+    """The augmented Lagrangian's multiplier: λ ← [λ + μ·(level − L_F)]₊, the weight of the forget step.
+
+    Args:
+        level: The forget loss that is asked for, in nats.
+        rate: μ > 0.
+    """
+
+    level: float
+    rate: float
+
+    def factor(self, loss: Tensor, memory: dict[str, Any]) -> Tensor:
+        before = memory.get("multiplier", torch.zeros_like(loss))
+        after = (before + self.rate * (self.level + loss)).clamp_(min=0)  # the phase's loss is −L_F
+        memory["multiplier"] = torch.where(torch.isfinite(after), after, before)
+        return after
+
+
+@METHODS.register("saul")
+@dataclass(frozen=True, kw_only=True)
+class SAUL(PhasedMethod):
+    """Minimise the retain loss subject to a forget loss of at least a level; a multiplier weighs the forget step.
+
+    Both gradients are taken at the same weights, each at its own perturbed point; each has its own optimiser state.
+    Where the multiplier is 0 the forget step is left out.
+
+    Args:
+        level: Forget loss that is asked for, in nats, above 0; None takes ln K for K classes, the loss of a guess.
+        multiplier_rate: Step μ > 0 of the multiplier.
+    """
+
+    source: ClassVar[str] = "Choi, Yang & Park 2026 (SAUL), from notes on the paper"
+    formula: ClassVar[str] = (
+        "min L_R subject to L_F ≥ level;  λ ← [λ + μ·(level − L_F(w+ε_F))]₊;  "
+        "step with −λ·∇L_F(w+ε_F), if λ > 0, and with ∇L_R(w+ε_R)"
+    )
+    default_rule: ClassVar[str] = "sam"
+    separate_states: ClassVar[bool] = True
+
+    level: float | None = None
+    multiplier_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("level", "multiplier_rate"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise UserError(f"{name} must be a finite number above 0, got {value}")
+
+    def phases(self, problem: Problem) -> list[Phase]:
+        level = math.log(problem.samples.n_classes) if self.level is None else self.level
+        return [
+            Phase(objective=CrossEntropy({RETAIN: 1.0}), rule=problem.rule, name=RETAIN),
+            Phase(
+                objective=CrossEntropy({FORGET: -1.0}),
+                rule=problem.rule,
+                scale=Multiplier(level=level, rate=self.multiplier_rate),
+                name=FORGET,
+            ),
+        ]
