@@ -99,6 +99,7 @@ class LoopConfig:
     Args:
         epochs: Passes over the leading stream (retain where there is one), at least 1.
         batch_size: Largest batch of each stream.
+        last_batch: Balanced batches differ by at most one sample; with "short" all are full but the last one.
         optimizer: The base optimiser.
         schedule: Learning rate over the steps: constant, cosine or linear to 0, or steps at `milestones`.
         phase_lr: Learning rate of single phases, by their names ("retain", "forget"); such phases have an optimiser
@@ -115,6 +116,7 @@ class LoopConfig:
 
     epochs: int = 10
     batch_size: int = 256
+    last_batch: Literal["balanced", "short"] = "balanced"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: Schedule = "constant"
     phase_lr: dict[str, float] = field(default_factory=dict)
@@ -134,6 +136,8 @@ class LoopConfig:
         for name, value in {"schedule": self.schedule, **self.phase_schedule}.items():
             if value not in get_args(Schedule):
                 raise unknown("schedule" if name == "schedule" else f"schedule of {name}", value, get_args(Schedule))
+        if self.last_batch not in ("balanced", "short"):
+            raise unknown("last_batch", self.last_batch, ("balanced", "short"))
         if self.precision not in runtime.PRECISIONS:
             raise unknown("precision", self.precision, tuple(runtime.PRECISIONS))
         for name, lr in self.phase_lr.items():

@@ -102,7 +102,7 @@ def train(
     """
     phases = [Phase(objective=CrossEntropy({RETAIN: 1.0}, config.label_smoothing), rule=config.rule, name="loss")]
     rank, world = runtime.world()
-    stream = Stream(samples, indices, config.batch_size, config.seed, rank, world)
+    stream = Stream(samples, indices, config.batch_size, config.seed, rank, world, config.last_batch)
     loop = Loop(model, phases, {RETAIN: stream}, config, make_optimizer=make_optimizer)
     record = run_loop(
         loop,

@@ -150,7 +150,7 @@ def run(
     copied = copy.deepcopy(model)
     rank, world = runtime.world()
     streams = {
-        name: Stream(samples, indices, config.batch_size, config.seed, rank, world)
+        name: Stream(samples, indices, config.batch_size, config.seed, rank, world, config.last_batch)
         for name, indices in ((RETAIN, retain), (FORGET, forget))
     }
     loop = Loop(copied, phases, streams, config, make_optimizer=make_optimizer, separate_states=method.separate_states)

@@ -61,7 +61,7 @@ def split_of(n: int, side: int, channels: int, classes: int = 3) -> tuple[np.nda
 
 
 def test_digits_is_embedded_and_split_within_classes() -> None:
-    train, test = load(DataConfig(), "cpu")
+    train, test, _ = load(DataConfig(), "cpu")
     assert test is not None
     assert len(train) + len(test) == 1797
     counts = np.bincount(train.labels), np.bincount(test.labels)
@@ -74,7 +74,7 @@ def test_digits_is_embedded_and_split_within_classes() -> None:
 
 def test_a_slice_keeps_ids_and_source_positions() -> None:
     whole = load(DataConfig(), "cpu").train
-    train, test = load(DataConfig(classes=4, per_class=5), "cpu")
+    train, test, _ = load(DataConfig(classes=4, per_class=5), "cpu")
     assert np.bincount(train.labels).tolist() == [5] * 4
     assert train.source_size == len(whole)
     np.testing.assert_array_equal(train.ids, train.source_positions)
@@ -104,7 +104,7 @@ def test_class_order_moves_labels(tmp_path: Path) -> None:
 def test_hub_layout(tmp_path: Path, name: str, image: str, label: str, channels: int) -> None:
     splits = {"train": split_of(11, 12, channels), "test": split_of(5, 12, channels)}
     path = write_hub(tmp_path / "hub", splits, image, label)
-    train, test = load(DataConfig(name=name, dir=path), "cpu")
+    train, test, _ = load(DataConfig(name=name, dir=path), "cpu")
     assert test is not None
     for samples, (x, y) in ((train, splits["train"]), (test, splits["test"])):
         np.testing.assert_array_equal(samples.images.numpy(), x)
@@ -122,7 +122,7 @@ def test_large_sets_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     config = DataConfig(name="imagenet", dir=path, size=16, workers=workers)
     assert isinstance(load(config, "cpu").test, ImageSamples)  # few enough to lie on the device
     monkeypatch.setattr("unsharp.data.loading.RESIDENT_BYTES", 100)
-    train, test = load(config, "cpu")
+    train, test, _ = load(config, "cpu")
     assert isinstance(train, StreamedSamples)
     assert isinstance(test, StreamedSamples)
     table = draws(0, 0, 7)
@@ -146,7 +146,7 @@ def test_folder(tmp_path: Path) -> None:
         place = tmp_path / ("test" if i > 5 else "train") / f"class{label}"
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{i}.png").write_bytes(png(image))
-    train, test = load(DataConfig(name="folder", dir=str(tmp_path), id_column="path"), "cpu")
+    train, test, _ = load(DataConfig(name="folder", dir=str(tmp_path), id_column="path"), "cpu")
     assert test is not None
     assert train.class_names == ("class0", "class1", "class2")
     assert train.ids.tolist() == [
@@ -191,13 +191,13 @@ def save(path: Path, **arrays: Any) -> str:
 def test_npz(tmp_path: Path) -> None:
     (x, y), (tx, ty) = split_of(6, 8, 3), split_of(3, 8, 3)
     both = save(tmp_path / "a.npz", train_x=x / np.float32(255), train_y=y, test_x=tx.transpose(0, 3, 1, 2), test_y=ty)
-    train, test = load(DataConfig(name="npz", dir=both), "cpu")
+    train, test, _ = load(DataConfig(name="npz", dir=both), "cpu")
     assert test is not None
     np.testing.assert_array_equal(train.images.numpy(), x)
     np.testing.assert_array_equal(test.images.numpy(), tx)
     alone = save(tmp_path / "b.npz", images=x[..., 0], labels=y, who=np.arange(6) + 10)
     config = DataConfig(name="npz", dir=alone, id_column="who")
-    train, test = load(config, "cpu")
+    train, test, _ = load(config, "cpu")
     assert test is None
     assert train.ids.tolist() == list(range(10, 16))
     assert train.input_shape == (1, 8, 8)
@@ -276,7 +276,7 @@ def test_real_images_survive_the_hub_layout(tmp_path: Path, name: str, image: st
         pytest.skip(f"the real images ({file.name}) are not here; UNSHARP_TEST_DATA names their directory")
     with np.load(file) as z:
         splits = {s: (z[f"{s}_x"], z[f"{s}_y"].astype(np.int64)) for s in ("train", "test")}
-    train, test = load(DataConfig(name=name, dir=write_hub(tmp_path / "hub", splits, image, label)), "cpu")
+    train, test, _ = load(DataConfig(name=name, dir=write_hub(tmp_path / "hub", splits, image, label)), "cpu")
     direct = load(DataConfig(name="npz", dir=str(file)), "cpu")
     assert test is not None
     assert direct.test is not None
@@ -295,3 +295,33 @@ def test_every_source_tells_what_it_is() -> None:
     assert names <= set(SOURCES)
     assert all(len(summary(SOURCES[name])) > 20 for name in names)
     assert "CIFAR-100" in summary(SOURCES["cifar100"])
+
+
+@pytest.mark.parametrize("amount", [3, 0.25])
+def test_validation_takes_the_last_of_each_class_out_of_the_training_and_leaves_the_test_set(amount: float) -> None:
+    whole, split = load(DataConfig(per_class=20)), load(DataConfig(per_class=20, validation=amount))
+    n = 3 if amount == 3 else 5
+    for c in range(10):
+        positions = whole.train.source_positions[whole.train.labels == c]
+        assert split.validation is not None
+        held = split.validation.source_positions[split.validation.labels == c]
+        kept = split.train.source_positions[split.train.labels == c]
+        assert held.tolist() == sorted(positions)[-n:]
+        assert kept.tolist() == sorted(positions)[:-n]
+    assert whole.validation is None
+    assert whole.test is not None
+    assert split.test is not None
+    assert whole.test.fingerprint == split.test.fingerprint
+    alone = load(DataConfig(per_class=20 - n))
+    assert alone.train.fingerprint == split.train.fingerprint
+
+
+@pytest.mark.parametrize("amount", [0, -1, 1.5])
+def test_an_amount_of_validation_that_means_nothing_is_refused(amount: float) -> None:
+    with pytest.raises(UserError, match="validation"):
+        DataConfig(validation=amount)
+
+
+def test_validation_that_leaves_nothing_to_train_on_is_refused() -> None:
+    with pytest.raises(UserError, match="leaves class 0 nothing to train on"):
+        load(DataConfig(per_class=3, validation=3))

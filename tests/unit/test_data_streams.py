@@ -155,3 +155,14 @@ def test_evaluation_is_in_order_and_not_augmented() -> None:
 def test_a_wrong_stream_is_refused(change: dict, says: str) -> None:
     with pytest.raises(UserError, match=says):
         Stream(**{"samples": TOY, "indices": np.arange(4), "batch_size": 2, "seed": 0, **change})
+
+
+@quick
+@given(st.integers(1, 60), st.integers(1, 25), st.integers(0, 3))
+def test_short_batches_are_full_but_for_the_last_as_a_loader_gives_them(n: int, batch_size: int, epoch: int) -> None:
+    loader = torch.utils.data.DataLoader(list(range(n)), batch_size=batch_size)  # pyright: ignore[reportArgumentType]
+    short = Stream(TOY, np.arange(n), batch_size, 0, last_batch="short")
+    balanced = Stream(TOY, np.arange(n), batch_size, 0)
+    found = [batch.indices.tolist() for batch in short.epoch(epoch)]
+    assert [len(batch) for batch in found] == [len(batch) for batch in loader]
+    assert sum(found, []) == sum((batch.indices.tolist() for batch in balanced.epoch(epoch)), [])

@@ -26,6 +26,8 @@ class DataConfig:
         image_column: Column (or key of the .npz) of the images; None takes the source's own.
         classes: Keep the first so many classes only.
         per_class: Keep the first so many training samples of each class only.
+        validation: Samples held out of the training to choose settings on: so many of each class (1 or more), or such
+            a share of each (below 1); the last ones, after `per_class` has cut. They are neither trained on nor tested.
         class_order: Text file with one class name per line, in the order of the network's outputs.
         workers: Processes that decode a set too large for the device; results do not depend on it.
     """
@@ -42,6 +44,7 @@ class DataConfig:
     image_column: str | None = None
     classes: int | None = None
     per_class: int | None = None
+    validation: int | float | None = None
     class_order: str | None = None
     workers: int = 0
 
@@ -50,6 +53,9 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
+        held = self.validation
+        if held is not None and not (0 < held < 1 or (held >= 1 and float(held).is_integer())):
+            raise UserError(f"validation must be a share below 1 or a whole number of at least 1, got {held}")
         if self.workers < 0:
             raise UserError(f"workers must be at least 0, got {self.workers}")
         if self.augment != "auto" and self.augment not in AUGMENTATIONS:

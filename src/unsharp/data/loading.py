@@ -43,7 +43,8 @@ def load(config: DataConfig, device: torch.device | str = "cpu") -> Splits:
         device: Where the batches appear.
 
     Returns:
-        Samples to train on, with the augmentation of `config`, and samples to test on (None if there are none).
+        Samples to train on, with the augmentation of `config`, samples to test on (None if there are none), and those
+        held out for validation (None if none are).
 
     Raises:
         UserError: if the source is unknown, cannot be found or has another layout, or a label, id or image is wrong.
@@ -58,9 +59,13 @@ def load(config: DataConfig, device: torch.device | str = "cpu") -> Splits:
         raise UserError(f"classes must be at most {len(source.class_names)} for {config.name!r}, got {config.classes}")
     augment = source.augment if config.augment == "auto" else config.augment
     train = _samples(source, source.train, config, AUGMENTATIONS[augment], config.per_class, device)
-    if source.test is None:
-        return Splits(train, None)
-    return Splits(train, _samples(source, source.test, config, AUGMENTATIONS["none"], None, device))
+    test = None
+    if source.test is not None:
+        test = _samples(source, source.test, config, AUGMENTATIONS["none"], None, device)
+    if config.validation is None:
+        return Splits(train, test)
+    held = held_out(train.labels, config.validation)
+    return Splits(train.subset(np.setdiff1d(np.arange(len(train)), held)), test, train.subset(held))
 
 
 def read_class_order(path: str) -> tuple[str, ...]:
@@ -96,6 +101,22 @@ def kept_rows(labels: np.ndarray, classes: int | None, per_class: int | None) ->
     if per_class is None:
         return rows
     return np.sort(np.concatenate([rows[labels[rows] == c][:per_class] for c in np.unique(labels[rows])]))
+
+
+def held_out(labels: np.ndarray, amount: int | float) -> np.ndarray:
+    """Positions of the last so many samples of each class (1 or more), or such a share of each (below 1), sorted.
+
+    Raises:
+        UserError: if a class would have no sample left to train on.
+    """
+    parts = []
+    for c in np.unique(labels):
+        rows = np.flatnonzero(labels == c)
+        n = round(amount * len(rows)) if amount < 1 else int(amount)
+        if n >= len(rows):
+            raise UserError(f"validation={amount} leaves class {c} nothing to train on: it has {len(rows)} samples")
+        parts.append(rows[len(rows) - n :])
+    return np.sort(np.concatenate(parts))
 
 
 def _samples(

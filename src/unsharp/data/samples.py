@@ -387,10 +387,11 @@ class _Chosen:
 
 
 class Splits(NamedTuple):
-    """The samples to train on and, where there are any, those to test on."""
+    """The samples to train on and, where there are any, those to test on and those held out to choose settings on."""
 
     train: Samples
     test: Samples | None
+    validation: Samples | None = None
 
 
 def spans(sizes: Sequence[int]) -> Iterator[slice]:

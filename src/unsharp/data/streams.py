@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
@@ -24,6 +25,8 @@ class Stream:
         seed: Seed of order and augmentation.
         rank: Which process this is; it takes every `world`-th sample of each batch.
         world: Number of processes.
+        last_batch: "balanced" batches differ by at most one sample; "short" ones are full but for the last, which may
+            break BatchNorm where it is of one sample.
 
     Raises:
         UserError: if indices are empty, repeated or out of range, or a batch would not fill all processes.
@@ -35,6 +38,7 @@ class Stream:
     seed: int
     rank: int = 0
     world: int = 1
+    last_batch: Literal["balanced", "short"] = "balanced"
 
     def __post_init__(self) -> None:
         indices = np.sort(checked_indices(self.indices, len(self.samples)))
@@ -58,7 +62,9 @@ class Stream:
 
     @cached_property
     def _sizes(self) -> np.ndarray:
-        """Sizes of the batches over all ranks; balanced, since a last batch of one sample would break BatchNorm."""
+        """Sizes of the batches over all ranks."""
+        if self.last_batch == "short":
+            return np.diff(np.append(np.arange(0, len(self.indices), self.batch_size), len(self.indices)))
         whole, rest = divmod(len(self.indices), self.n_batches)
         return np.full(self.n_batches, whole) + (np.arange(self.n_batches) < rest)
 

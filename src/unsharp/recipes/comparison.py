@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from unsharp import config, runtime, stats
 from unsharp.data import DataConfig
@@ -48,12 +48,14 @@ class Variant:
         rule: Name of the rule; None takes the method's default.
         settings: Fixed settings.
         grid: Settings to choose from, a list of values for each; every combination is tried.
+        name: What the pages call it; None leaves it to the settings.
     """
 
     method: str
     rule: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, Any] = field(default_factory=dict)
+    name: str | None = None
 
     def points(self) -> list[dict[str, Any]]:
         """The combinations of the grid, each with the fixed settings."""
@@ -83,6 +85,7 @@ class Comparison:
         tasks: The forget sets.
         variants: The methods.
         attacks: Membership attacks of the result; None for all.
+        judged_on: What stands for unseen samples: the test set, or the validation set where settings are chosen.
     """
 
     data: DataConfig
@@ -91,6 +94,7 @@ class Comparison:
     tasks: tuple[Task, ...]
     variants: tuple[Variant, ...]
     attacks: tuple[str, ...] | None = None
+    judged_on: Literal["test", "validation"] = "test"
 
     def task(self, name: str) -> Task:
         """The task of that name. Raises: UserError if there is none."""
@@ -151,6 +155,8 @@ def tune(
 ) -> tuple[list[Point], list[dict[str, Any]]]:
     """Choose each variant's settings: the point of its grid with the highest mean ToW over these seeds and tasks.
 
+    Where the data hold samples out for validation, ToW is taken with these in place of the test set.
+
     Args:
         what: What is compared.
         root: Directory of all runs.
@@ -162,7 +168,8 @@ def tune(
         A point per variant, and a row per point tried: method, rule, settings, mean ToW.
     """
     chosen_tasks = what.tasks if tasks is None else tuple(what.task(name) for name in tasks)
-    quick = dataclasses.replace(what, tasks=chosen_tasks, attacks=QUICK_ATTACKS)
+    unseen = "test" if what.data.validation is None else "validation"
+    quick = dataclasses.replace(what, tasks=chosen_tasks, attacks=QUICK_ATTACKS, judged_on=unseen)
     tried = [Point(variant=v, settings=p) for v in what.variants for p in v.points()]
     runs = compare(quick, root, seeds=seeds, points=tried, **pool)
     per_point = len(seeds) * len(chosen_tasks)
@@ -175,6 +182,7 @@ def tune(
     ]
     rows = [
         {
+            "name": point.variant.name,
             "method": point.variant.method,
             "rule": point.variant.rule,
             "settings": point.settings,
@@ -216,11 +224,13 @@ def unlearn_one(what: dict[str, Any], root: str, seed: int, task: str, point: di
     )
     facts = about(subject, forget, config.to_dict(how), record)
     facts.pop("ids")
-    return facts | {"metrics": metrics, "task": task}
+    return facts | {"metrics": metrics, "task": task, "variant": settled.variant.name, "training_seed": seed}
 
 
 def _problem(plan: Comparison, root: str, seed: int, task: str) -> tuple[Subject, ForgetSet]:
     subject = load_subject(_original(plan, root, seed), _setting(root).device, data_config=plan.data)
+    if plan.judged_on == "validation":
+        subject = dataclasses.replace(subject, splits=subject.splits._replace(test=subject.splits.validation))
     return subject, choose(plan.task(task).forget, subject.splits.train)
 
 
