@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -29,10 +29,11 @@ from unsharp.data.samples import Batch, ImageSamples
 from unsharp.data.streams import Stream
 from unsharp.engine import Loop, LoopConfig
 from unsharp.methods import METHODS
-from unsharp.methods.base import Problem
+from unsharp.methods.base import PhasedMethod, Problem
 from unsharp.phases import FORGET, RETAIN
-from unsharp.sharpness import NO_RULE, Sharpness
+from unsharp.sharpness import NO_RULE, Rule, Sharpness
 
+Step = tuple[list[int], int, dict[str, Batch]]
 VARIANTS = {
     "plain": ("finetune", NO_RULE),
     "sam": ("finetune", Sharpness()),
@@ -52,14 +53,16 @@ class TimedLoop(Loop):
 
     seconds_inside = 0.0
 
-    def take_step(self, batches: Mapping[str, Batch]) -> tuple[float, float]:
+    def take_step(self, step: Step) -> tuple[float, float]:
         """Seconds of one step, and of its forward and backward passes."""
         self.seconds_inside = 0.0
-        return self._timed(lambda: self._step(batches)), self.seconds_inside
+        return self._timed(lambda: self._step(*step)), self.seconds_inside
 
-    def endless(self) -> Iterator[dict[str, Batch]]:
-        while True:
-            yield from self._batches()
+    def endless(self) -> Iterator[Step]:
+        """Steps without end, counted on."""
+        for taken in itertools.count():
+            turn, _, batches = next(self._batches())
+            yield turn, taken, batches
 
     def _evaluation(self, *args: Any) -> Callable[[], Tensor]:
         evaluate = super()._evaluation(*args)
@@ -83,9 +86,8 @@ class TimedLoop(Loop):
             torch.accelerator.synchronize()
 
 
-def build_loop(variant: str, arguments: argparse.Namespace, device: torch.device) -> TimedLoop:
-    """The variant's method on a fresh network, the same one for all."""
-    method, rule = VARIANTS[variant]
+def build_loop(method: PhasedMethod, rule: Rule, arguments: argparse.Namespace, device: torch.device) -> TimedLoop:
+    """The method under the rule on a fresh network, the same one for all."""
     runtime.seed_all(0)
     config = models.ModelConfig(arch=arguments.arch, width=arguments.width)
     model = models.build(config, n_classes=100, input_shape=(3, 32, 32)).to(device)
@@ -103,37 +105,37 @@ def build_loop(variant: str, arguments: argparse.Namespace, device: torch.device
         name: Stream(samples, positions, arguments.batch, seed=0)
         for name, positions in ((RETAIN, retain), (FORGET, forget))
     }
-    phases = METHODS[method]().phases(problem)  # type: ignore[attr-defined]
+    phases = method.phases(problem)
     return TimedLoop(model.train(), phases, streams, LoopConfig(batch_size=arguments.batch, check_every=1))
 
 
-def peak_bytes(loop: TimedLoop, batches: Mapping[str, Batch]) -> int:
+def peak_bytes(loop: TimedLoop, step: Step) -> int:
     """Peak of what the step holds beyond what was there before it, as the allocator saw it."""
     if not runtime.is_host(loop.device):
         before = torch.get_device_module(loop.device).memory_allocated(loop.device)
         with runtime.PeakMemory(loop.device) as memory:
-            loop.take_step(batches)
+            loop.take_step(step)
         return int(memory.bytes or 0) - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        loop.take_step(batches)
+        loop.take_step(step)
     assert profile.profiler is not None
     assert profile.profiler.kineto_results is not None
     changes = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     changes.sort(key=lambda e: e.start_ns())
-    return max(accumulate(e.nbytes() for e in changes))
+    return max(itertools.accumulate(e.nbytes() for e in changes))
 
 
 def measure(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """All figures, from rounds in which the variants take turns."""
-    loops = {variant: build_loop(variant, arguments, device) for variant in VARIANTS}
-    batches = {variant: loop.endless() for variant, loop in loops.items()}
+    loops = {variant: build_loop(METHODS[m](), rule, arguments, device) for variant, (m, rule) in VARIANTS.items()}  # type: ignore[arg-type]
+    steps = {variant: loop.endless() for variant, loop in loops.items()}
     times: dict[str, list[tuple[float, float]]] = {variant: [] for variant in VARIANTS}
     for turn in range(-2, arguments.steps):
         for variant, loop in loops.items():
-            spent = loop.take_step(next(batches[variant]))
+            spent = loop.take_step(next(steps[variant]))
             if turn >= 0:
                 times[variant].append(spent)
-    peaks = {variant: peak_bytes(loop, next(batches[variant])) for variant, loop in loops.items()}
+    peaks = {variant: peak_bytes(loop, next(steps[variant])) for variant, loop in loops.items()}
     weights = sum(p.nbytes for p in loops["plain"].model.parameters())
 
     def ratio(a: str, b: str) -> float:
@@ -175,16 +177,21 @@ def show(result: Mapping[str, Any]) -> None:
     print(f"\nlimits: {'met' if result['met'] else 'MISSED'}")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(description: str, *, steps: int) -> argparse.ArgumentParser:
+    """What the benchmarks of steps can be told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="resnet18")
     parser.add_argument("--width", type=int, help="channels of the first stage; left out, the architecture's own")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=15, help="rounds that count; two more go before them")
+    parser.add_argument("--steps", type=int, default=steps, help="rounds that count; two more go before them")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--device")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    arguments = options(__doc__ or "", steps=15).parse_args()
     runtime.set_threads(arguments.threads)
     device = runtime.pick_device(arguments.device)
     about = {

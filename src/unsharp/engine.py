@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,11 +20,14 @@ from unsharp.data.streams import Stream
 from unsharp.errors import NonFiniteError, UserError, unknown
 from unsharp.phases import RETAIN, Moment, Objective, Phase, region_tensors, union
 from unsharp.progress import SILENT, Progress
+from unsharp.sharpness.base import Site
+from unsharp.sharpness.normalisation import normalisation_weights
 from unsharp.sharpness.point import Gradients, Point, keep_region, scale_gradients
 from unsharp.sharpness.replay import Replay, WholeModel
-from unsharp.sharpness.step import MaskedOptimizer, Stepper, check_base
+from unsharp.sharpness.step import MaskedOptimizer, MemoryGuard, Stepper, check_base
 
 MakeOptimizer = Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
+TakeTerms = Callable[[Mapping[str, Tensor]], None]
 MAX_OVERFLOWS = 25
 Schedule = Literal["constant", "cosine", "linear", "step"]
 
@@ -184,6 +188,8 @@ class Loop:
         make_optimizer: Builds the optimiser from the named trainable parameters, in place of `config.optimizer`.
         separate_states: Give each phase an optimiser of its own. Where phases of a turn share weights, the first of
             them alone decays those.
+        alternate: The phases of a turn step one after another on each step's batches, each with an optimiser of its
+            own at the weights to which the one before it has moved, and each with its decay.
 
     Raises:
         UserError: if no phase has anything to do, nothing is trainable, a region does not fit the model, or phases in
@@ -199,13 +205,14 @@ class Loop:
         *,
         make_optimizer: MakeOptimizer | None = None,
         separate_states: bool = False,
+        alternate: bool = False,
     ) -> None:
         self.model = model
         self.config = config
         self.phases = [phase for phase in phases if phase.objective.streams]
         if not self.phases:
             raise UserError("every loss has weight 0: there is nothing to do; give one of them a weight")
-        used = {s for phase in self.phases for s in phase.objective.streams}
+        used = {s for phase in self.phases for s in phase.streams}
         self.streams = {name: streams[name] for name in sorted(used)}
         self.device = runtime.device_of(model)
         if config.channels_last:
@@ -215,9 +222,14 @@ class Loop:
             raise UserError("the model has no trainable parameter; set requires_grad on those that may change")
         self._names, self._params = [n for n, _ in named], [p for _, p in named]
         self._regions = [region_tensors(dict(named), phase.region) for phase in self.phases]
+        self._norms = normalisation_weights(model, self._params)
+        for phase, region in zip(self.phases, self._regions):
+            phase.rule.check(self._site(phase, region))
         self._memories: list[dict[str, Any]] = [{} for _ in self.phases]
+        self._guard = MemoryGuard()
         self._check_phase_settings()
-        separate = separate_states or bool(config.phase_lr or config.phase_schedule)
+        self._alternate = alternate
+        separate = separate_states or alternate or bool(config.phase_lr or config.phase_schedule)
         self._state_of = list(range(len(self.phases))) if separate else [0] * len(self.phases)
         make = make_optimizer or config.optimizer.build
         check_every = config.check_every or (1 if runtime.is_host(self.device) else 50)
@@ -227,6 +239,8 @@ class Loop:
             raise UserError("precision fp16 scales one gradient alone; with a state per phase take bf16 or float32")
         self._overflows = 0
         self._passes = 0.0
+        self.other_forwards = 0.0
+        """Batches that went forward with no pass backward so far, as teachers send them."""
         self._buffers = WholeModel(model)
         self.epoch, self.batch = 0, 0
         self.seconds = 0.0
@@ -257,7 +271,7 @@ class Loop:
 
     def steps_in(self, epoch: int) -> int:
         """Steps in an epoch."""
-        return sum(n for _, _, n in self._turns(epoch))
+        return sum(n * self._steps_per_batch(members) for members, _, n in self._turns(epoch))
 
     def run(
         self,
@@ -280,7 +294,7 @@ class Loop:
             label: Shown with the progress.
 
         Returns:
-            A row per epoch: epoch, lr, seconds, the mean of each loss term, and what `on_epoch` gave.
+            A row per epoch: epoch, lr, seconds and passes so far, the mean of each loss term, what `on_epoch` gave.
 
         Raises:
             NonFiniteError: at a step that is not finite; the model is as it was before that step, and saved.
@@ -294,11 +308,13 @@ class Loop:
                 started = time.monotonic()
                 for turn, taken, batches in self._batches():
                     self._set_lr(self._done(), total)
+                    before = [dict(memory) for memory in self._memories]
                     with _naming_single_samples():
                         self._step(turn, taken, batches)
                     self.batch += 1
                     for i in turn:
                         self.phases[i].rule.after_step(self._params, self._memories[i], self._done() / total)
+                    self._keep_memories(before)
                     progress.advance()
                     if save is not None and time.monotonic() - saved >= save_seconds:
                         self._stepper.check()
@@ -313,6 +329,7 @@ class Loop:
                     saved = time.monotonic()
         except NonFiniteError:
             # the step may have been found broken some steps later: stand where the weights do
+            self._guard.settle(self._stepper.steps)
             self._go_back_to(first + self._stepper.steps)
             if save is not None:
                 save(self)
@@ -335,6 +352,7 @@ class Loop:
                 "seconds": self.seconds,
                 "overflows": self._overflows,
                 "passes": self._passes,
+                "other_forwards": self.other_forwards,
                 "stopped": self.stopped,
             },
             "history": self.history,
@@ -353,6 +371,7 @@ class Loop:
         at = state["at"]
         self.epoch, self.batch, self.stopped = at["epoch"], at["batch"], at["stopped"]
         self.seconds, self._overflows, self._passes = at["seconds"], at["overflows"], at["passes"]
+        self.other_forwards = at["other_forwards"]
         self.history = list(state["history"])
         self._sums = {k: v.to(self.device) for k, v in state["sums"].items()}
         self._memories = [dict(memory) for memory in state["memories"]]
@@ -360,7 +379,7 @@ class Loop:
     # --- phases, turns, states ---------------------------------------------------------------------------------------
 
     def _turns(self, epoch: int) -> list[tuple[list[int], Stream, int]]:
-        """The turns of an epoch: the phases at work in it, the leading stream, the number of steps."""
+        """The turns of an epoch: the phases at work in it, the leading stream, the number of its batches."""
         turns: dict[int, list[int]] = {}
         for i, phase in enumerate(self.phases):
             if phase.acts_in(epoch):
@@ -371,6 +390,13 @@ class Loop:
             leading = self.streams[RETAIN if RETAIN in used else min(used)]
             found.append((members, leading, leading.n_batches))
         return found
+
+    def _steps_per_batch(self, members: Sequence[int]) -> int:
+        return len(members) if self._alternate else 1
+
+    def _site(self, phase: Phase, region: list[Tensor | None] | None) -> Site:
+        smallest = min(self.streams[name].smallest_batch for name in phase.streams)
+        return Site(name=phase.name, norms=self._norms, region=region, smallest_batch=smallest)
 
     def _check_phase_settings(self) -> None:
         names = [phase.name for phase in self.phases]
@@ -401,8 +427,8 @@ class Loop:
         return found
 
     def _share_weights(self, acting: Sequence[list[Tensor | None] | None], i: int, k: int) -> bool:
-        """Whether two phases of one turn move a common weight."""
-        if self.phases[i].turn != self.phases[k].turn:
+        """Whether two phases of one turn move a common weight in one step."""
+        if self.phases[i].turn != self.phases[k].turn or self._alternate:
             return False
         a, b = acting[i], acting[k]
         if a is None or b is None:
@@ -434,14 +460,17 @@ class Loop:
         """The rest of this epoch, step by step: phases at work, steps they took before, a batch of each stream."""
         first = 0
         for members, leading, n in self._turns(self.epoch):
-            start, first = max(0, self.batch - first), first + n
+            each = self._steps_per_batch(members)
+            (start, part), first = divmod(max(0, self.batch - first), each), first + n * each
             if start >= n:
                 continue
-            used = {s for i in members for s in self.phases[i].objective.streams}
+            used = {s for i in members for s in self.phases[i].streams}
             before = sum(m for e in range(self.epoch) for others, _, m in self._turns(e) if members[0] in others)
             iterators = {s: self.streams[s].epoch(self.epoch, start, leading.n_batches) for s in sorted(used)}
             for step in range(start, n):
-                yield members, before + step, {name: next(iterator) for name, iterator in iterators.items()}
+                batches = {name: next(iterator) for name, iterator in iterators.items()}
+                for k in range(part if step == start else 0, each):
+                    yield members[k : k + 1] if self._alternate else members, before + step, batches
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
@@ -465,14 +494,30 @@ class Loop:
             so_far = gradients[state]
             gradients[state] = part if so_far is None else _added(so_far, part)
             losses.append(point.first_loss())
+            self.other_forwards += phase.objective.other_forwards
         try:
             self._take(gradients, torch.stack(losses).sum(), replay, active)
         except NonFiniteError:
-            self._memories = before
+            self._put_back_memories(before)
             raise
+        if self._stepper.skipped:
+            self._put_back_memories(before)
         for key, value in seen.items():
             counted = self._stepper.counted(torch.stack([value, torch.ones_like(value)]))
             self._sums[key] = self._sums.get(key, 0) + counted
+
+    def _put_back_memories(self, before: Sequence[Mapping[str, Any]]) -> None:
+        for memory, kept in zip(self._memories, before):
+            memory.clear()
+            memory.update(kept)
+
+    def _keep_memories(self, before: Sequence[Mapping[str, Any]]) -> None:
+        """Put the memories back unless the step counts, where only the device knows that yet."""
+        stepper = self._stepper
+        for old, memory in zip(before, self._memories):
+            self._guard.keep(old, memory, stepper.healthy, stepper.steps - 1)
+        if stepper.steps % stepper.check_every == 0:
+            self._guard.settle(None)
 
     def _point(
         self, i: int, taken: int, batches: Mapping[str, Batch], replay: Replay, seen: dict[str, Tensor]
@@ -481,17 +526,24 @@ class Loop:
         phase = self.phases[i]
 
         def on(batches: Mapping[str, Batch], share: float) -> dict[str, Any]:
-            other = phase.perturb_objective
+            other, objective = phase.perturb_objective, phase.objective
+            note = _first_call(lambda values: _note(objective, phase.name, values, seen, share))
             return {
-                "evaluate": self._evaluation(phase.objective, batches, phase.name, seen, share),
-                "evaluate_perturb": None if other is None else self._evaluation(other, batches, "", {}, share),
-                "value": self._value(phase.objective, batches, phase.name, seen, share),
+                "evaluate": self._evaluation(objective, batches, note, share),
+                "evaluate_perturb": None if other is None else self._evaluation(other, batches, _ignored, share),
+                "settle": self._forward(objective, batches, share) if phase.perturbs_apart else None,
+                "value": self._value(objective, batches, note, share),
             }
 
         def parts(n: int) -> list[Point]:
             return [Point(self._params, replay=replay, **shared, **on(b, 1 / n)) for b in _pieces(batches, n)]
 
-        shared: dict[str, Any] = {"region": self._regions[i], "names": self._names, "leak": phase.leak}
+        shared: dict[str, Any] = {
+            "region": self._regions[i],
+            "names": self._names,
+            "norms": self._norms,
+            "leak": phase.leak,
+        }
         return Point(
             self._params,
             replay=replay,
@@ -519,17 +571,14 @@ class Loop:
             )
 
     def _evaluation(
-        self, objective: Objective, batches: Mapping[str, Batch], name: str, seen: dict[str, Tensor], share: float
+        self, objective: Objective, batches: Mapping[str, Batch], note: TakeTerms, share: float
     ) -> Callable[[], Tensor]:
         """A closure that leaves the objective's gradient in the parameters and returns its value.
 
-        What the terms are at its first call goes into `seen`, under `name`; without a name it is not of interest.
-        `share` is the share of the step's batch that it sees.
+        `note` is told what the terms are; `share` is the share of the step's batch that it sees.
         """
-        first = bool(name)
 
         def evaluate() -> Tensor:
-            nonlocal first
             values: dict[str, Tensor] = {}
             with runtime.autocast(self.device, self.config.precision):
                 for term_name, term in objective.terms(self.model, batches, self._moment):
@@ -537,15 +586,24 @@ class Loop:
                     values[term_name] = term.detach()
             runtime.mean_over_ranks([*(p.grad for p in self._params), *values.values()])
             self._passes += share * len(objective.streams)
-            if first:
-                first = False
-                _note(objective, name, values, seen, share)
+            note(values)
             return torch.stack(list(values.values())).sum()
 
         return evaluate
 
+    def _forward(self, objective: Objective, batches: Mapping[str, Batch], share: float) -> Callable[[], None]:
+        """A closure that sends the objective's batches forward, for what that does to buffers and random state."""
+
+        def forward() -> None:
+            with torch.no_grad(), runtime.autocast(self.device, self.config.precision):
+                for name in objective.streams:
+                    self.model(batches[name].inputs)
+            self.other_forwards += share * len(objective.streams)
+
+        return forward
+
     def _value(
-        self, objective: Objective, batches: Mapping[str, Batch], name: str, seen: dict[str, Tensor], share: float
+        self, objective: Objective, batches: Mapping[str, Batch], note: TakeTerms, share: float
     ) -> Callable[[], tuple[Tensor, Tensor]]:
         """A closure that returns the objective with its graph, as it is to be differentiated, and its value.
 
@@ -559,7 +617,7 @@ class Loop:
             values = {term_name: term.detach().clone() for term_name, term in terms.items()}
             runtime.mean_over_ranks(list(values.values()))
             self._passes += 2 * share * len(objective.streams)
-            _note(objective, name, values, seen, share)
+            note(values)
             return (
                 total if self._scaler is None else self._scaler.scale(total),
                 torch.stack(list(values.values())).sum(),
@@ -576,6 +634,7 @@ class Loop:
     def _end_epoch(self, seconds: float, on_epoch: Callable[[], Mapping[str, float]] | None) -> None:
         self.seconds += seconds
         row = {"epoch": self.epoch + 1, "lr": self.optimizer.param_groups[0]["lr"], "seconds": self.seconds}
+        row["passes"] = self.passes + round(self.other_forwards / 3)
         row |= {name: float(total) / float(n) for name, (total, n) in self._sums.items()}
         self.epoch, self.batch, self._sums = self.epoch + 1, 0, {}
         self.history.append(row | dict(on_epoch() if on_epoch is not None else {}))
@@ -589,12 +648,23 @@ class Loop:
             if final is None:
                 continue
             changed = True
-            for p, w, m in zip(self._params, final, region or [None] * len(self._params)):
+            masks = [None] * len(self._params) if region is None or phase.leak else region
+            for p, w, m in zip(self._params, final, masks):
                 p.copy_(w if m is None else torch.where(m, w, p))
         if changed:
-            (_, leading, _), *_ = self._turns(self.config.epochs - 1)[::-1]
+            leading = [stream for e in range(self.config.epochs) for _, stream, _ in self._turns(e)][-1]
             inputs = (batch.inputs for batch in leading.epoch(self.config.epochs))
             torch.optim.swa_utils.update_bn(inputs, self.model)
+
+
+def _first_call(take: TakeTerms) -> TakeTerms:
+    """The same at its first call, and nothing at later ones."""
+    calls = itertools.count()
+    return lambda values: None if next(calls) else take(values)
+
+
+def _ignored(values: Mapping[str, Tensor]) -> None:
+    pass
 
 
 def _note(objective: Objective, name: str, values: Mapping[str, Tensor], seen: dict[str, Tensor], share: float) -> None:

@@ -42,6 +42,11 @@ class Objective(ABC):
     def streams(self) -> tuple[str, ...]:
         """The streams that it reads, in the order in which their batches go forward."""
 
+    @property
+    def other_forwards(self) -> int:
+        """How many batches other networks, such as teachers, send forward in a step."""
+        return 0
+
     @abstractmethod
     def terms(self, model: nn.Module, batches: Mapping[str, Batch], at: Moment) -> Iterator[tuple[str, Tensor]]:
         """The named signed terms whose sum is the loss, a pure function of the arguments.
@@ -105,7 +110,9 @@ class Phase:
         rule: How the loss becomes a gradient.
         region: Bool tensors by parameter name, True where the weight may move; None for all trainable weights.
         perturb_objective: The objective from which the rule's perturbation comes, if not `objective` itself. It reads
-            the same streams in the same order.
+            the same streams in the same order, or as many others; the pass on others leaves no trace, and where a step
+            begins with it the batches of `objective` go forward once, without a gradient, so that BatchNorm sees them
+            at w and nothing else, as under rule none.
         name: For curves and messages, and for settings of this phase alone; each phase of a method has another.
         turn: Phases of the same turn run together; in an epoch the turns follow one another, each with a run of its own
             through its leading stream.
@@ -126,11 +133,29 @@ class Phase:
     leak: bool = False
 
     def __post_init__(self) -> None:
-        if self.perturb_objective is not None and self.perturb_objective.streams != self.objective.streams:
+        if self.perturb_objective is not None and not self.rule.perturbs_by_another:
             raise UserError(
-                f"phase {self.name!r}: perturb_objective reads {self.perturb_objective.streams}, the objective "
-                f"{self.objective.streams}; both must read the same streams in the same order"
+                f"phase {self.name!r}: {self.rule!r} takes its perturbation from the loss itself; choose rule sam or "
+                "asam"
             )
+        if self.perturb_objective is not None and self.perturb_objective.streams != self.objective.streams:
+            mine, others = self.objective.streams, self.perturb_objective.streams
+            if len(mine) != len(others) or set(mine) & set(others):
+                raise UserError(
+                    f"phase {self.name!r}: perturb_objective reads {others}, the objective {mine}; both must read the "
+                    "same streams in the same order, or as many different ones"
+                )
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """All streams that it reads."""
+        others = () if self.perturb_objective is None else self.perturb_objective.streams
+        return tuple(dict.fromkeys((*self.objective.streams, *others)))
+
+    @property
+    def perturbs_apart(self) -> bool:
+        """Whether the perturbation comes from other batches than the update."""
+        return self.streams != self.objective.streams
 
     @property
     def passes(self) -> float:

@@ -61,11 +61,11 @@ def test_a_step_never_waits_for_the_host(device: torch.device, rule: Sharpness, 
     if device.type != "cuda":
         pytest.skip("only this backend can refuse synchronisation")
     loop = loop_on(device, rule, precision=precision)
-    batches = next(loop._batches())
-    loop._step(batches)  # the optimiser's state is made
+    step = next(loop._batches())
+    loop._step(*step)  # the optimiser's state is made
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loop._step(batches)
+        loop._step(*step)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -101,9 +101,9 @@ def test_a_broken_step_is_noticed_later_and_nothing_has_moved(device: torch.devi
     states = []
     step = loop._step
 
-    def remember(batches) -> None:  # type: ignore[no-untyped-def]
+    def remember(*of_step) -> None:  # type: ignore[no-untyped-def]
         states.append({k: v.detach().clone() for k, v in model.state_dict().items()})
-        step(batches)
+        step(*of_step)
 
     loop._step = remember  # type: ignore[method-assign]
     with pytest.raises(NonFiniteError, match=f"step {broken}"):
@@ -139,8 +139,8 @@ def test_resuming_gives_the_same_bits(device: torch.device) -> None:
         whole = loop_on(device, Sharpness(rho=0.1))
         whole.run()
         half = loop_on(device, Sharpness(rho=0.1))
-        batches = half._batches()
-        half._step(next(batches))
+        steps = half._batches()
+        half._step(*next(steps))
         half.batch += 1
         again = loop_on(device, Sharpness(rho=0.1))
         again.load_state_dict(half.state_dict())

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +160,14 @@ def _samples(
         per_channel("mean", look["mean"], channels),
         per_channel("std", look["std"], channels),
     )
+    treatment = {"mean": list(look["mean"]), "std": list(look["std"]), "augmentation": asdict(augmentation)}
     return StreamedSamples(
-        read, input_shape=(channels, size, size), content=read.content, workers=config.workers, **about
+        read,
+        input_shape=(channels, size, size),
+        content=read.content,
+        treatment=treatment,
+        workers=config.workers,
+        **about,
     )
 
 

@@ -280,6 +280,7 @@ class StreamedSamples(Samples):
         content: Sha256 over the inputs, or a function that computes it when it is first wanted; None where inputs
             differ between two reads.
         fingerprint: A name for the whole; None computes one from `content`, labels, ids and class names.
+        treatment: As for `Samples`, where it is known.
         device: Where the batches appear.
         workers: Number of processes that read; 0 reads in this one.
         **source: ids, source_positions, source_size of `Samples`.
@@ -294,12 +295,14 @@ class StreamedSamples(Samples):
         input_shape: Sequence[int],
         content: str | Callable[[], str] | None = None,
         fingerprint: str | None = None,
+        treatment: Mapping[str, Any] | None = None,
         device: torch.device | str = "cpu",
         workers: int = 0,
         **source: Any,
     ) -> None:
         super().__init__(labels, class_names, **source)
         self.input_shape = tuple(input_shape)
+        self.treatment = dict(treatment or {})
         self.device = torch.device(device)
         self._content = content
         self._name = fingerprint
@@ -349,6 +352,7 @@ class StreamedSamples(Samples):
             _Chosen(self._read, chosen),
             input_shape=self.input_shape,
             fingerprint=part_name(self.fingerprint, chosen, len(self)),
+            treatment=self.treatment,
             device=self.device,
             workers=self._workers,
             **self._part(chosen),

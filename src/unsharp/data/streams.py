@@ -27,6 +27,8 @@ class Stream:
         world: Number of processes.
         last_batch: "balanced" batches differ by at most one sample; "short" ones are full but for the last, which may
             break BatchNorm where it is of one sample.
+        cycle: Where more batches are asked of an epoch than there are: "anew" draws order and augmentation again,
+            "repeat" gives the same batches again.
 
     Raises:
         UserError: if indices are empty, repeated or out of range, or a batch would not fill all processes.
@@ -39,6 +41,7 @@ class Stream:
     rank: int = 0
     world: int = 1
     last_batch: Literal["balanced", "short"] = "balanced"
+    cycle: Literal["anew", "repeat"] = "anew"
 
     def __post_init__(self) -> None:
         indices = np.sort(checked_indices(self.indices, len(self.samples)))
@@ -59,6 +62,11 @@ class Stream:
     def n_batches(self) -> int:
         """Batches in which each sample comes once."""
         return -(-len(self.indices) // self.batch_size)
+
+    @property
+    def smallest_batch(self) -> int:
+        """Samples in the smallest batch that any of the processes gets."""
+        return int(self._sizes.min()) // self.world
 
     @cached_property
     def _sizes(self) -> np.ndarray:
@@ -84,7 +92,7 @@ class Stream:
         while start < end:
             cycle, first = divmod(start, self.n_batches)
             last = min(self.n_batches, end - cycle * self.n_batches)
-            yield from self._cycle(epoch, cycle, first, last)
+            yield from self._cycle(epoch, cycle if self.cycle == "anew" else 0, first, last)
             start = cycle * self.n_batches + last
 
     def _cycle(self, epoch: int, cycle: int, first: int, last: int) -> Iterator[Batch]:

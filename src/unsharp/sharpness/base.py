@@ -15,6 +15,23 @@ from unsharp.sharpness.point import Gradients, Point
 RULES: Registry[type[Rule]] = Registry("rule", "unsharp.sharpness")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Site:
+    """What is known of a phase before its run.
+
+    Args:
+        name: The phase's name.
+        norms: Per trainable tensor whether it belongs to a normalisation layer.
+        region: Per tensor the coordinates that the phase may move, None where all; None for all tensors.
+        smallest_batch: Samples in the smallest batch that one process gets of any stream of the phase.
+    """
+
+    name: str
+    norms: Sequence[bool]
+    region: Sequence[Tensor | None] | None
+    smallest_batch: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule(ABC):
     """How a loss becomes a gradient; independent of what the loss is and of where the gradient may act."""
@@ -22,6 +39,14 @@ class Rule(ABC):
     registry: ClassVar[Registry[type[Rule]]] = RULES
     source: ClassVar[str]
     formula: ClassVar[str]
+    strengths: ClassVar[tuple[str, ...]] = ("rho", "lam")
+    """Fields, of which it may lack some, at whose 0 it is the plain gradient, to the bit and in one pass."""
+    draws: ClassVar[bool] = False
+    """Whether it draws random numbers of its own, from torch's generators, in the order that its docstring tells."""
+    starts_at_weights: ClassVar[bool] = True
+    """Whether the pass that moves BatchNorm's statistics is at w; otherwise they are those of other weights."""
+    perturbs_by_another: ClassVar[bool] = True
+    """Whether its perturbation may come from another objective than the update does."""
 
     @property
     @abstractmethod
@@ -29,9 +54,22 @@ class Rule(ABC):
         """Forward–backward passes per step, in the mean over the steps."""
 
     @property
+    def pieces(self) -> int:
+        """Pieces into which it cuts each batch, which BatchNorm sees one after the other; 1 leaves batches whole."""
+        return 1
+
+    @property
     def passes_beside(self) -> float:
         """The same where the perturbation comes from an objective of its own."""
         return self.passes
+
+    def check(self, site: Site) -> None:
+        """Refuse a phase in which the rule cannot work, before its first step.
+
+        Raises:
+            UserError: if it cannot.
+        """
+        return
 
     @abstractmethod
     def gradient(self, point: Point) -> Gradients:

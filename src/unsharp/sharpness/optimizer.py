@@ -70,6 +70,11 @@ class SAM(Optimizer):
                 f"base must be an optimiser class such as torch.optim.SGD, got {base!r}; its arguments follow"
             )
         check_base(base)
+        if perturb == "norm":
+            raise UserError(
+                "perturb='norm' is not possible here: SAM is given parameters alone and cannot tell which belong to "
+                "normalisation layers; take rule sam or asam in unsharp.train or unsharp.unlearn, or perturb='region'"
+            )
         rule = AdaptiveSharpness if adaptive else Sharpness
         self.rule = rule(rho=rho, sign=sign, lam=lam, perturb=perturb)
         self.base = base(params, **base_kwargs)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unsharp.errors import UserError
 from unsharp.sharpness.replay import Replay
@@ -26,8 +27,11 @@ class Point:
         replay: Protects buffers and random state in every pass but the first.
         region: Per tensor a 0/1 mask of the coordinates that may move, or None where all may.
         names: Names of the tensors, for rules that treat some differently.
+        norms: Per tensor whether it belongs to a normalisation layer; None where that is not known.
         evaluate_perturb: Like `evaluate`, for another objective from which the perturbation comes; it forwards the
-            same batches in the same order, since its pass is the one that moves the buffers.
+            same batches in the same order, since its pass is the one that moves the buffers, unless there is `settle`.
+        settle: Sends the batches of the phase's own loss forward alone, to move buffers and random state; given where
+            the perturbation comes from other batches, whose pass then leaves no trace.
         value: Runs forward alone and returns L (0-d) with its graph, scaled where gradients are, and L's value; for
             rules that differentiate twice. None where whoever steps gives no such thing.
         parts: Makes points of the same weights on so many parts of the batch; None where that cannot be.
@@ -44,7 +48,9 @@ class Point:
         *,
         region: Sequence[Tensor | None] | None = None,
         names: Sequence[str] | None = None,
+        norms: Sequence[bool] | None = None,
         evaluate_perturb: Callable[[], Tensor] | None = None,
+        settle: Callable[[], None] | None = None,
         value: Callable[[], tuple[Tensor, Tensor]] | None = None,
         parts: Callable[[int], list[Point]] | None = None,
         memory: dict[str, Any] | None = None,
@@ -54,6 +60,7 @@ class Point:
         self.params = params
         self.region = region
         self.names = names
+        self.norms = norms
         self.loss: Tensor | None = None
         self.last_loss: Tensor | None = None
         self.memory: dict[str, Any] = {} if memory is None else memory
@@ -62,6 +69,7 @@ class Point:
         self.has_own_perturbation = evaluate_perturb is not None
         self._evaluate = evaluate
         self._evaluate_perturb = evaluate_perturb
+        self._settle = settle
         self._replay = replay
         self._value = value
         self._parts = parts
@@ -76,32 +84,22 @@ class Point:
         """∇ of the perturbation's own objective at w; it takes the place of `gradient` as the pass that counts."""
         if self._evaluate_perturb is None:
             raise ValueError("this phase has no perturb_objective")
+        if self._settle is None:
+            with self._replay.first():
+                return self._run(self._evaluate_perturb)
         with self._replay.first():
+            self._settle()
+        with self._replay.again():
             return self._run(self._evaluate_perturb)
 
-    def gradient_at(self, offset: Gradients | None) -> Gradients:
+    def gradient_at(self, offset: Gradients | None, *, first: bool = False) -> Gradients:
         """∇L(w + offset) on the same batch and draws (None: at w); w comes back from a copy, to the bit.
 
+        With `first` it is the pass that moves buffers and random state, for a rule that takes none at w.
         `offset` is used up: its tensors are dead once added, and their memory is the second pass's.
         """
-        moved = [(p.data, o) for p, o in zip(self.params, offset or ()) if o is not None]
-        weights, offsets = [w for w, _ in moved], [o for _, o in moved]
-        kept = [w.clone() for w in weights]
-        del moved
-        if offset is not None:
-            offset.clear()
-        try:
-            if weights:
-                torch._foreach_add_(weights, offsets)
-                offsets.clear()
-                # under an autocast around the whole step, the first pass's copies of the weights would be used again
-                torch.clear_autocast_cache()
-            with self._replay.again():
-                return self._run(self._evaluate)
-        finally:
-            if weights:
-                torch._foreach_copy_(weights, kept)
-                torch.clear_autocast_cache()
+        with self._moved(offset), self._replay.first() if first else self._replay.again():
+            return self._run(self._evaluate)
 
     def parts(self, n: int) -> list[Point]:
         """Points of the same weights on n parts of the batch, whose mean loss is this one's where they are equal.
@@ -117,15 +115,23 @@ class Point:
         return found
 
     @contextlib.contextmanager
-    def graph(self) -> Iterator[Tensor]:
-        """L(w) with its graph, in a pass that counts as `gradient` does; for rules that differentiate twice.
+    def graph(self, offset: Gradients | None = None, *, first: bool = True) -> Iterator[Tensor]:
+        """L(w + offset) with its graph (None: L(w)); for rules that differentiate twice, within the context.
+
+        With `first` it is the pass that moves buffers and random state, else one that leaves no trace. `offset` is used
+        up as in `gradient_at`. Attention takes its plain form, since its fused ones have no second derivative.
 
         Raises:
             UserError: where whoever steps gives no value without a backward pass.
         """
         if self._value is None:
             raise UserError("this rule differentiates twice, which only the engine can do for it")
-        with self._replay.first(), torch.enable_grad():
+        with (
+            self._moved(offset),
+            self._replay.first() if first else self._replay.again(),
+            torch.enable_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+        ):
             loss, value = self._value()
             self._note(value)
             yield loss
@@ -135,6 +141,27 @@ class Point:
         if self.loss is None:
             raise ValueError("nothing was evaluated at this point")
         return self.loss
+
+    @contextlib.contextmanager
+    def _moved(self, offset: Gradients | None) -> Iterator[None]:
+        """The weights at w + offset meanwhile; they come back from a copy. `offset` is used up."""
+        moved = [(p.data, o) for p, o in zip(self.params, offset or ()) if o is not None]
+        weights, offsets = [w for w, _ in moved], [o for _, o in moved]
+        kept = [w.clone() for w in weights]
+        del moved
+        if offset is not None:
+            offset.clear()
+        try:
+            if weights:
+                torch._foreach_add_(weights, offsets)
+                offsets.clear()
+                # under an autocast around the whole step, the first pass's copies of the weights would be used again
+                torch.clear_autocast_cache()
+            yield
+        finally:
+            if weights:
+                torch._foreach_copy_(weights, kept)
+                torch.clear_autocast_cache()
 
     def _run(self, evaluate: Callable[[], Tensor]) -> Gradients:
         with torch.enable_grad():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,6 +141,11 @@ class MaskedOptimizer:
         """The tensors for which the coming step makes state."""
         return [p for p in self._params if p.grad is not None and not self.optimizer.state.get(p)]
 
+    def would_leave_unwritten(self) -> bool:
+        """Whether a coming step that does not count would leave a one-kernel SGD with momentum that nobody wrote."""
+        momentum = any(group.get("momentum") for group in self.optimizer.param_groups)
+        return isinstance(self.optimizer, torch.optim.SGD) and momentum and bool(self.without_state())
+
     def forget(self, tensors: Sequence[Tensor]) -> None:
         """Drop the state that a broken step made; the one-kernel optimisers leave it unwritten."""
         for p in tensors:
@@ -227,6 +233,11 @@ class Stepper:
         if self._healthy is not None and self.steps % self.check_every == 0:
             self.check()
 
+    @property
+    def healthy(self) -> Tensor | None:
+        """Device-side flag (0-d bool) of whether all steps since the last check count; None where they are known to."""
+        return self._healthy
+
     def counted(self, value: Tensor) -> Tensor:
         """`value` if the last step counts, else 0; decided on the device where the step is."""
         return value if self._healthy is None else torch.where(self._healthy, value, 0.0)
@@ -261,11 +272,11 @@ class Stepper:
         for grads, norm, masked, flag in zip(gradients, norms, self.optimizers, active):
             if grads is None or norm is None:
                 continue
-            if flag is not None and (healthy is None or not masked.skips_by_itself):
+            masked.hand_over(grads)
+            if flag is not None and (healthy is None or not masked.skips_by_itself or masked.would_leave_unwritten()):
                 if not bool(flag):
                     continue
                 flag = None
-            masked.hand_over(grads)
             masked.clip(norm, clip_norm)
             masked.step(healthy if flag is None or healthy is None else healthy & flag, self.steps)
 
@@ -302,6 +313,56 @@ class Stepper:
         if self.skipped:
             masked.forget(new)
         replay.roll_back(not self.skipped)
+
+
+class MemoryGuard:
+    """Undoes what a step changed in the memories of rules and scales, where that step turns out to be broken.
+
+    Tensors are put back on the device. What has no like there before (a first value, a plain one) is noted, and taken
+    back when the broken step is known. Values are replaced, never changed in place.
+    """
+
+    def __init__(self) -> None:
+        self._undo: list[tuple[int, dict[str, Any], str, Any]] = []
+
+    def keep(self, before: Mapping[str, Any], now: dict[str, Any], healthy: Tensor | None, step: int) -> None:
+        """Put back in `now` what step number `step` changed, unless healthy; None is known to be."""
+        if healthy is None:
+            return
+        for key in before.keys() | now.keys():
+            old, new = before.get(key, _NOTHING), now.get(key, _NOTHING)
+            if new is old:
+                continue
+            if _alike(old, new, healthy):
+                now[key] = torch.where(healthy, new, old)
+            elif (
+                isinstance(new, list)
+                and isinstance(old, list)
+                and len(new) == len(old)
+                and all(a is b or _alike(a, b, healthy) for a, b in zip(old, new))
+            ):
+                now[key] = [b if a is b else torch.where(healthy, b, a) for a, b in zip(old, new)]
+            else:
+                self._undo.append((step, now, key, old))
+
+    def settle(self, first_bad: int | None) -> None:
+        """Take the steps so far as good, or take back what those from `first_bad` on left."""
+        for step, memory, key, old in reversed(self._undo):
+            if first_bad is not None and step >= first_bad:
+                memory.pop(key, None)
+                if old is not _NOTHING:
+                    memory[key] = old
+        self._undo.clear()
+
+
+_NOTHING = object()
+
+
+def _alike(old: Any, new: Any, flag: Tensor) -> bool:
+    """Whether both are tensors of one kind, on the flag's device."""
+    if not (isinstance(old, Tensor) and isinstance(new, Tensor)):
+        return False
+    return (old.shape, old.dtype, old.device, new.device) == (new.shape, new.dtype, new.device, flag.device)
 
 
 def _non_finite(step: int) -> NonFiniteError:
