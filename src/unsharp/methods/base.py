@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from torch import nn
@@ -15,6 +15,7 @@ from unsharp.artifacts import Workspace
 from unsharp.data.samples import Samples
 from unsharp.errors import UserError
 from unsharp.phases import Phase
+from unsharp.progress import SILENT, Progress
 from unsharp.registry import Registry
 from unsharp.sharpness.base import Rule
 
@@ -22,6 +23,35 @@ if TYPE_CHECKING:
     from unsharp.training import Record
 
 METHODS: Registry[type[Method]] = Registry("method", "unsharp.methods")
+
+
+class RunPart(Protocol):
+    """Makes a copy of a network forget some samples by another method, under the rule and loop of the whole run."""
+
+    def __call__(
+        self,
+        model: nn.Module,
+        method: Method,
+        forget: np.ndarray,
+        retain: np.ndarray,
+        *,
+        stage: str,
+        settings: Mapping[str, Any],
+    ) -> tuple[nn.Module, Record]:
+        """Run the part, go on with it, or find it done.
+
+        Args:
+            model: The network to start from; it is left as it is.
+            method: The other method.
+            forget: (k,) int64 sorted positions to forget.
+            retain: Sorted positions to retain.
+            stage: Name of the part, under which a killed run finds it again.
+            settings: "epochs" and "lr", where they differ from those of the run.
+
+        Returns:
+            The network that has forgotten, in evaluation mode, and the record of the part.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +62,17 @@ class Problem:
         model: The trained network; phases train it in place.
         samples: Its training data.
         forget: (k,) int64 sorted positions of the samples to forget.
-        retain: The other positions, sorted.
+        retain: The other positions, sorted; a share of them where `retain_fraction` says so.
         rule: The sharpness rule that the user chose for this method.
         seed: Seed of whatever the method draws.
         retrain: Trains a fresh network on the retained samples; None where it is not known how.
         workspace: Where a mask is kept, so that a killed run goes on with the very same one; None keeps none.
+        validation: Samples that the network was not trained on, for methods that choose by them; None where there are
+            none.
+        n_retained: How many retained samples there are, of which `retain` may be a share; None for all of them.
+        batch_size: Largest batch, in which passes are counted.
+        progress: Told of work that a method does by itself.
+        unlearn: Runs another method on a part of the task; None where nobody can.
     """
 
     model: nn.Module
@@ -47,6 +83,11 @@ class Problem:
     seed: int = 0
     retrain: Callable[[], tuple[nn.Module, Record]] | None = None
     workspace: Workspace | None = None
+    validation: Samples | None = None
+    n_retained: int | None = None
+    batch_size: int = 256
+    progress: Progress = SILENT
+    unlearn: RunPart | None = None
 
     def kept_mask(self, make: Callable[[], masks.Mask]) -> masks.Mask:
         """The mask that `make` gives, made once for the run and found again after a kill."""
@@ -68,17 +109,49 @@ class Method(ABC):
     default_rule: ClassVar[str] = "none"
     suggested: ClassVar[Mapping[str, Any]] = {}
     """Settings of the loop (epochs, lr) with which this method is usually run, where they differ from the defaults."""
+    tunable: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """Settings, its own or the loop's, that `unsharp tune` searches where the user gives none: the values, in order.
+
+    What a class above declares holds too. A rate of the loop (lr) is meant for SGD."""
+    no_retain_fraction: ClassVar[str] = ""
+    """Why `retain_fraction` does not apply to the method; empty where it does."""
 
     @classmethod
     def admits(cls, rule: str) -> tuple[bool, str]:
         """Whether the method works under the rule, and if not, why."""
         return True, ""
 
+    def check(self, rule: Rule) -> None:
+        """Refuse a rule that does not go with these parameters, where `admits` cannot know them.
+
+        Raises:
+            UserError: if it does not.
+        """
+        return
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """With the weights of which epoch a run ends.
+
+    Args:
+        epoch: Number of the epoch, from 0.
+        passes: Forward–backward passes that the choice took; a pass forward alone is a third of one.
+        about: What led to it, as plain values for the record.
+    """
+
+    epoch: int
+    passes: int = 0
+    about: Mapping[str, Any] = field(default_factory=dict)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhasedMethod(Method):
     """A method that is phases, together or in turn, so that every rule and mask works with it."""
 
+    tunable: ClassVar[Mapping[str, Sequence[Any]]] = {"lr": (0.001, 0.003, 0.01, 0.03, 0.1), "epochs": (1, 2, 3, 4, 5)}
+    nested_epochs: ClassVar[bool] = True
+    """Whether a run passes, under a constant learning rate, through the networks with which shorter runs end."""
     separate_states: ClassVar[bool] = False
     """Whether each phase has an optimiser state of its own."""
 
@@ -87,13 +160,35 @@ class PhasedMethod(Method):
         """The phases, in the order in which their batches go forward."""
 
     def preparation_passes(self, problem: Problem, batch_size: int) -> int:
-        """Forward–backward passes over batches of that size that `phases` itself takes."""
+        """Passes over batches of that size that `phases` itself takes; one forward alone is a third of a pass."""
         return 0
+
+    @property
+    def chooses_epoch(self) -> bool:
+        """Whether the weights after each epoch are kept until `choose_epoch` has said which of them are the result."""
+        return False
+
+    def choose_epoch(
+        self, problem: Problem, network: Callable[[int], nn.Module], epochs: int, batch_size: int
+    ) -> Choice:
+        """Choose the epoch with whose weights the run ends, a pure function of the networks.
+
+        Args:
+            problem: What was to be solved.
+            network: Gives the network, in evaluation mode, as it was after an epoch (from 0); it is the same object
+                each time, so look at it before asking for the next.
+            epochs: How many there are.
+            batch_size: That of the run, in which passes are counted.
+        """
+        return Choice(epoch=epochs - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AppliedMethod(Method):
     """A method that does its own work."""
+
+    draws: ClassVar[bool] = True
+    """Whether its result depends on the seed."""
 
     @abstractmethod
     def apply(self, problem: Problem) -> tuple[nn.Module, Record]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from unsharp.errors import unknown
 from unsharp.methods.base import METHODS, PhasedMethod, Problem, check_fraction
@@ -30,6 +31,7 @@ class NegGrad(PhasedMethod):
 
     source: ClassVar[str] = "Kurmanji et al., NeurIPS 2023 (NegGrad+); Tang & Khanna, ICLR 2026 (arXiv 2506.13715)"
     formula: ClassVar[str] = "L = α·mean over retain of CE − (1−α)·mean over forget of CE"
+    tunable: ClassVar[Mapping[str, Sequence[Any]]] = {"alpha": (0.8, 0.9, 0.95, 0.98, 0.99)}
 
     alpha: float = 0.99
     sharpness_on: Literal["joint", "retain", "separate", "unsigned"] = "joint"

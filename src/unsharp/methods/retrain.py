@@ -21,6 +21,7 @@ class Retrain(AppliedMethod):
 
     source: ClassVar[str] = "exact unlearning, by definition"
     formula: ClassVar[str] = "argmin over retain, from a fresh initialisation"
+    no_retain_fraction: ClassVar[str] = "it trains on all retained samples"
 
     @classmethod
     def admits(cls, rule: str) -> tuple[bool, str]:

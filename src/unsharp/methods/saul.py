@@ -18,13 +18,22 @@ from unsharp.phases import FORGET, RETAIN, CrossEntropy, Phase, Scale
 class Multiplier(Scale):
     """The augmented Lagrangian's multiplier: λ ← [λ + μ·(level − L_F)]₊, the weight of the forget step.
 
+    It serves any phase that minimises −L_F for an L_F that is to be at least `level`: give it as the phase's `scale`,
+    and the method `separate_states`, so that the phase rests where λ is 0.
+
     Args:
-        level: The forget loss that is asked for, in nats.
+        level: What L_F is to reach, finite; in nats, for a cross-entropy.
         rate: μ > 0.
     """
 
     level: float
     rate: float
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.level):
+            raise UserError(f"level must be finite, got {self.level}")
+        if not (math.isfinite(self.rate) and self.rate > 0):
+            raise UserError(f"rate must be a finite number above 0, got {self.rate}")
 
     def factor(self, loss: Tensor, memory: dict[str, Any]) -> Tensor:
         before = memory.get("multiplier", torch.zeros_like(loss))
@@ -39,7 +48,7 @@ class SAUL(PhasedMethod):
     """Minimise the retain loss subject to a forget loss of at least a level; a multiplier weighs the forget step.
 
     Both gradients are taken at the same weights, each at its own perturbed point; each has its own optimiser state.
-    Where the multiplier is 0 the forget step is left out.
+    Where the multiplier is 0 the forget step is left out, and its optimiser rests. The retain optimiser alone decays.
 
     Args:
         level: Forget loss that is asked for, in nats, above 0; None takes ln K for K classes, the loss of a guess.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from unsharp import masks
 from unsharp.errors import UserError
@@ -37,6 +38,7 @@ class SharpMinMax(PhasedMethod):
         "retain weights: min α·CE(retain) + sharpness;  forget weights: min −(1−α)·CE(forget) − sharpness"
     )
     default_rule: ClassVar[str] = "asam"
+    tunable: ClassVar[Mapping[str, Sequence[Any]]] = {"alpha": (0.8, 0.9, 0.95, 0.98, 0.99)}
 
     alpha: float = 0.99
     fraction: float = 0.3
