@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from unsharp.methods import Method
 from unsharp.progress import SILENT, BarProgress, Progress
 from unsharp.reference import Recipe, retrain
 from unsharp.sharpness.base import Rule
+from unsharp.stopping import NOT_RETRAINABLE
+from unsharp.subject import watch
 from unsharp.training import Record, TrainConfig
 
 
@@ -46,6 +49,8 @@ def unlearn(
     make_optimizer: MakeOptimizer | None = None,
     make_model: Callable[[], nn.Module] | None = None,
     train_config: TrainConfig | None = None,
+    validation_set: Any = None,
+    published: bool = False,
     fingerprint: str | None = None,
     store: str | Path | None = None,
     progress: bool = False,
@@ -61,16 +66,20 @@ def unlearn(
         rule: Name of a sharpness rule, or the rule itself; None takes the method's default.
         optimizer: Name of a `torch.optim` class, or its configuration.
         make_optimizer: Builds an optimiser from the named trainable parameters, for groups or foreign classes.
-        make_model: Builds the untrained network; only method "retrain" needs it.
-        train_config: How the network was trained; only method "retrain" needs it.
+        make_model: Builds the untrained network; only method "retrain" and `stop_at="retrained"` need it.
+        train_config: How the network was trained; likewise.
+        validation_set: Samples that the network was not trained on; only SCRUB's `rewind` needs them.
+        published: Where a setting is not given, take the one under which a step is that of the published code of
+            Sharp MinMax; see docs/published-code.md.
         fingerprint: A name for the content of `train_set`, where its items differ between two reads.
-        store: Directory of retrained networks, for method "retrain"; None keeps none.
+        store: Directory of retrained networks; None keeps none.
         progress: Show a bar on standard error.
         **settings: Parameters of the method (`alpha`, `fraction`), of the rule (`rho`, `lam`), of the optimiser (`lr`,
-            `momentum`, `weight_decay`) and of the loop (`epochs`, `batch_size`, `precision`, `seed`, ...).
+            `momentum`, `weight_decay`) and of the loop (`epochs`, `batch_size`, `precision`, `seed`, `stop_at`, ...).
 
     Returns:
-        The network that has forgotten, and the record of the run.
+        The network that has forgotten, and the record of the run. Where the network breaks down on the way, a Python
+        warning says so; the record keeps it under `about["warnings"]`.
 
     Raises:
         UserError: for a mistake in the arguments, before any work.
@@ -79,11 +88,13 @@ def unlearn(
     Example:
         >>> forgotten, record = unsharp.unlearn(model, train_set, [3, 14, 15], method="neggrad", rule="sam", rho=0.1)
     """
-    how = unlearning.configure(method, rule=rule, optimizer=optimizer, **settings)
+    how = unlearning.configure(method, rule=rule, optimizer=optimizer, published=published, **settings)
+    recipe = _recipe(make_model, train_config)
+    if how.stop_at == "retrained" and recipe is None:
+        raise UserError(NOT_RETRAINABLE)
     device = runtime.device_of(model)
     samples = as_samples(train_set, device, fingerprint)
     forget = as_forget_set(forget_ids, samples)
-    recipe = _recipe(make_model, train_config)
 
     def retrained() -> tuple[nn.Module, Record]:
         if recipe is None:
@@ -102,6 +113,9 @@ def unlearn(
                 retrain=None if recipe is None else retrained,
                 make_optimizer=make_optimizer,
                 progress=bar,
+                validation=None if validation_set is None else as_samples(validation_set, device),
+                on_epoch=watch(samples, forget),
+                say=_warn,
             )
         )
 
@@ -186,6 +200,13 @@ def _recipe(make_model: Callable[[], nn.Module] | None, train_config: TrainConfi
     if (make_model is None) != (train_config is None):
         raise UserError("make_model and train_config belong together: give both, or neither")
     return None if make_model is None or train_config is None else Recipe(make_model, train_config)
+
+
+def _warn(line: str) -> None:
+    """Hand a line that warns to Python's warnings; what else a run has to say stands in its record."""
+    kind, _, text = line.partition(": ")
+    if kind == "warning":
+        warnings.warn(text, stacklevel=2)
 
 
 @contextlib.contextmanager

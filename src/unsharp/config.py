@@ -114,7 +114,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (dict, Mapping) or hint is dict:
         if not isinstance(value, Mapping):
             raise UserError(f"{where} must be an object, got {value!r}")
-        return dict(value)
+        return {k: _convert(args[1], v, f"{where}.{k}") if args else v for k, v in value.items()}
     if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or hasattr(hint, "registry")):
         return value if isinstance(value, hint) else from_dict(hint, value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

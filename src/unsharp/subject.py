@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import nn
 
 from unsharp import checkpoints, config, data, models
 from unsharp.checkpoints import MODEL_FILE
-from unsharp.data import DataConfig, Splits
+from unsharp.data import DataConfig, Samples, Splits
 from unsharp.difficulty import ForgetSet
 from unsharp.errors import UserError
 from unsharp.evaluation import Outputs, outputs, predict
@@ -196,20 +196,20 @@ def pick(indices: np.ndarray, most: int) -> np.ndarray:
     return indices[np.linspace(0, len(indices) - 1, min(most, len(indices))).astype(np.int64)]
 
 
-def watch(splits: Splits, forget: ForgetSet, most: int = 512) -> Any:
+def watch(samples: Samples, forget: ForgetSet, most: int = 512) -> Callable[[nn.Module], dict[str, float]]:
     """A function from a network to its accuracies on some retained and forgotten samples, for curves.
 
     Args:
-        splits: The data.
+        samples: The training data.
         forget: The forget set.
         most: How many samples of each it looks at.
     """
     parts = {
-        "retain_accuracy": pick(forget.retain_indices(len(splits.train)), most),
+        "retain_accuracy": pick(forget.retain_indices(len(samples)), most),
         "forget_accuracy": pick(forget.indices, most),
     }
 
     def look(model: nn.Module) -> dict[str, float]:
-        return {name: accuracy(predict(model, splits.train, indices)) for name, indices in parts.items()}
+        return {name: accuracy(predict(model, samples, indices)) for name, indices in parts.items()}
 
     return look

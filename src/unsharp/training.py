@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from unsharp.artifacts import Workspace
 from unsharp.config import digest
 from unsharp.data.samples import Samples
 from unsharp.data.streams import Stream
-from unsharp.engine import Loop, LoopConfig, MakeOptimizer, OptimizerConfig
+from unsharp.engine import Loop, LoopConfig, MakeOptimizer, OptimizerConfig, Schedule
 from unsharp.phases import RETAIN, CrossEntropy, Phase
 from unsharp.progress import SILENT, Progress
 from unsharp.sharpness.base import NO_RULE, Rule
@@ -33,7 +33,7 @@ class TrainConfig(LoopConfig):
 
     epochs: int = 30
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: Literal["constant", "cosine", "step"] = "cosine"
+    schedule: Schedule = "cosine"
     rule: Rule = NO_RULE
     label_smoothing: float = 0.0
 
@@ -134,6 +134,7 @@ def run_loop(
     on_epoch: Callable[[], Mapping[str, float]] | None,
     progress: Progress,
     label: str,
+    stop: Callable[[Mapping[str, float]], bool] | None = None,
 ) -> Record:
     """Run a loop to its end, from the state in the workspace where there is one, and measure what it takes."""
     runtime.seed_all(loop.config.seed)
@@ -142,5 +143,5 @@ def run_loop(
         loop.load_state_dict(state)
     save = None if workspace is None or runtime.world()[0] else lambda at: workspace.save_state(at.state_dict())
     with runtime.PeakMemory(loop.device) as memory:
-        loop.run(on_epoch=on_epoch, save=save, save_seconds=save_seconds, progress=progress, label=label)
+        loop.run(on_epoch=on_epoch, stop=stop, save=save, save_seconds=save_seconds, progress=progress, label=label)
     return Record(history=loop.history, seconds=loop.seconds, passes=loop.passes, peak_memory_bytes=memory.bytes)

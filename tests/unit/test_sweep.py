@@ -67,6 +67,10 @@ def refuse(x):
     raise UserError(f"x must be good, got {x}")
 
 
+def only_when(ready):
+    assert Path(ready).exists()
+
+
 def kill_itself(how, orphan=None):
     """With an orphan that lives on for a minute and keeps all files open."""
     if orphan is not None:
@@ -257,6 +261,47 @@ def test_without_keep_going_the_first_failure_is_raised(tmp_path):
     assert not log.exists()  # this backend begins at the end
 
 
+def test_a_failed_cell_is_told_in_short_and_written_down_in_full(tmp_path):
+    what = {"data": {"name": "digits", "dir": "/a/b/c"}, "seeds": list(range(100))}
+    bad = cell(refuse, x={"seed": 3, "what": what})
+    bound = Cell(f"{HERE.stem}:refuse", {"x": 1.5, "task": "high", "what": what, "flag": None, "long": "a" * 39})
+    assert str(bound) == "test_sweep:refuse(x=1.5, task='high', what=…, flag=None, long=…)"
+    assert str(Cell("a.b:c", {"x": "a" * 38})) == f"a.b:c(x='{'a' * 38}')"
+    with pytest.raises(UserError, match=r"^cell test_sweep:refuse\(x=1\.5, .* does not fit its function: "):
+        run_cells([bound], tmp_path, backend=in_this_process)
+    (result,) = run_cells([bad], tmp_path, backend=in_this_process)
+    lines = report([result]).splitlines()
+    assert lines[0] == "1 of 1 cells failed"
+    assert lines[1].startswith("mistake: test_sweep:refuse(x=…): x must be good, got {'seed': 3")  # the error itself
+    assert lines[2] == f"    the whole: {tmp_path / f'.{bad.key}.failed.json'}"
+    assert json.loads(result.record.read_text())["arguments"] == bad.arguments
+    (broken,) = run_cells([cell(divide, x=0)], tmp_path, backend=in_this_process)
+    assert "Traceback" not in report([broken])
+    assert "Traceback" in json.loads(broken.record.read_text())["error"]["trace"]
+    assert "Traceback" in report([run_cell(broken.cell, tmp_path)])  # nobody has written this one down
+    assert done(tmp_path) == []
+
+
+def test_the_record_of_a_failure_goes_when_the_cell_is_done(tmp_path):
+    first = cell(only_when, ready=str(tmp_path / "ready"))
+    (failed,) = run_cells([first], tmp_path / "store", backend=in_this_process)
+    assert failed.record.is_file()
+    (tmp_path / "ready").touch()
+    (result,) = run_cells([first], tmp_path / "store", backend=in_this_process)
+    assert (result.error, result.record) == (None, None)
+    assert not failed.record.exists()
+
+
+def test_a_failure_that_cannot_be_written_down_is_still_told(tmp_path, monkeypatch):
+    def full(path, values):
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr("unsharp.sweep.cells.write_json", full)
+    (result,) = run_cells([cell(divide, x=0)], tmp_path, backend=in_this_process)
+    assert result.record is None
+    assert "failed: test_sweep:divide(x=0): ZeroDivisionError" in report([result])
+
+
 # Processes
 
 
@@ -283,8 +328,14 @@ def test_failures_and_deaths_stay_with_their_cells(tmp_path):
     lines = report(results + results).splitlines()
     assert lines[0] == "3 of 8 cells failed"
     assert lines[1] == "mistake: test_sweep:refuse(x=7): x must be good, got 7"
-    assert lines[2].startswith("died: test_sweep:kill_itself(how=9)")
-    assert lines[3] == "failed: test_sweep:divide(x=0): ZeroDivisionError: division by zero"
+    assert lines[3].startswith("died: test_sweep:kill_itself(how=9): its process was killed by SIGKILL")
+    assert lines[5] == "failed: test_sweep:divide(x=0): ZeroDivisionError: division by zero"
+    for line, result in zip(lines[2::2], (results[3], results[1], results[2]), strict=True):
+        assert line == f"    the whole: {result.record}"
+        whole = json.loads(result.record.read_text())
+        assert (whole["function"], whole["arguments"]) == (result.cell.function, dict(result.cell.arguments))
+        assert whole["error"]["message"] == result.error.message
+    assert "return 1 / x" in json.loads(results[2].record.read_text())["error"]["trace"]
     assert report(results[:1]) == ""
     assert os.getpid() not in processes(log)
     assert not any(alive(pid) for pid in processes(log))

@@ -25,6 +25,7 @@ from unsharp.errors import UserError
 from unsharp.progress import BarProgress
 from unsharp.recipes import cifar100_slice
 from unsharp.recipes.comparison import Comparison, Point, Variant, compare, tune
+from unsharp.sharpness import RULES
 
 TUNED_ON = 100
 TUNED_FOR = "mid"
@@ -81,8 +82,7 @@ TIERS: tuple[tuple[Variant, ...], ...] = (
             name="as the published code",
             method="sharp_minmax",
             rule="asam",
-            settings=MINMAX
-            | {"select": "smallest", "perturb": "all", "leak": True, "optimizer": "adamw", "last_batch": "short"},
+            settings=MINMAX | {"published": True},
             grid={"alpha": [0.99, 0.97, 0.95], "lr": [1e-3, 3e-3]},
         ),
     ),
@@ -108,6 +108,8 @@ class Options:
     """How many of the groups of variants are run, the most telling first."""
     epochs: int = 30
     """Epochs of training."""
+    train_rule: str = "none"
+    """Sharpness rule of the training, with its default radius."""
     per_class: int = 300
     """Images of each class, the last 50 of them for validation."""
     forget: int = 250
@@ -163,7 +165,8 @@ def comparison(options: Options) -> Comparison:
     )
     base = cifar100_slice.comparison(shared)
     data = dataclasses.replace(base.data, validation=50)
-    return dataclasses.replace(base, data=data, attacks=ATTACKS, variants=())
+    train = dataclasses.replace(base.train, rule=RULES[options.train_rule]())
+    return dataclasses.replace(base, data=data, train=train, attacks=ATTACKS, variants=())
 
 
 def page(options: Options, rows: list[dict[str, Any]], facts: list[dict[str, Any]]) -> str:

@@ -39,8 +39,8 @@ ABOUT_FIGURES = {
     ),
     "curves": (
         "While unlearning",
-        "Accuracy after each epoch, mean over seeds, on at most 512 samples of each kind (epoch 0: the original, on "
-        "all). The dashed line is the retrained network.",
+        "Accuracy after each epoch, mean over seeds, on at most 512 samples of each kind, on all forgotten ones where "
+        "a run stops by their accuracy (epoch 0: the original, on all). The dashed line is the retrained network.",
     ),
     "cost": ("Cost", "What the forgetting took, against how close it came. Up and to the left is better."),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from unsharp.evaluation.metrics import LACKS
@@ -54,6 +54,8 @@ def _verdict(table: Table, task: Task, rows: Sequence[Row]) -> Verdict:
     ]
     if len(rows) > 1:
         points.insert(1, ("Which method", _compared(best, rows)))
+    if course := " ".join(text for row in rows for text in (*_ended(row), *_warned(row))):
+        points.append(("How the runs went", course))
     return Verdict(_tight(headline + "."), [(about, _tight(text)) for about, text in points], _tiles(best, largest))
 
 
@@ -209,6 +211,34 @@ def _cost(table: Table, row: Row) -> str:
     if share is not None and share.mean >= 100.0:
         text += ". Retraining would have been no slower"
     return text + "."
+
+
+def _ended(row: Row) -> list[str]:
+    """Where the runs ended that were to stop by themselves."""
+    stops = [stop for run in row.group.runs if (stop := run.get("stop"))]
+    if not stops:
+        return []
+    targets = dict.fromkeys(f"{s['target']:.1f} %" for s in stops)
+    whose = ", that of the retrained network," if all(s["of"] == "retrained" for s in stops) else ""
+    text = (
+        f"{row.group.label} was to stop once the forget accuracy had come down to {_either(targets)}{whose} within "
+        f"{_either(dict.fromkeys(str(s['epochs']) for s in stops))} epochs: "
+    )
+    ends = [
+        f"after epoch {s['epoch']}, at {s['forget_accuracy']:.1f} %" if s["reached"] else "it did not" for s in stops
+    ]
+    note = " Runs that stop by themselves differ in the number of their steps." if len(set(ends)) > 1 else ""
+    return [f"{text}{'; '.join(ends)}.{note}"]
+
+
+def _warned(row: Row) -> list[str]:
+    """What was said while the runs of a row were on their way."""
+    lines = [(seed, line) for run, seed in zip(row.group.runs, row.group.seeds) for line in run.get("warnings", ())]
+    return [f"{row.group.label}, seed {seed}: {line}." for seed, line in lines]
+
+
+def _either(values: Iterable[str]) -> str:
+    return " or ".join(values)
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ from typing import Protocol
 from unsharp import artifacts
 from unsharp.errors import UserError
 from unsharp.progress import SILENT, Progress
-from unsharp.sweep.cells import Cell, Failure, Result, SweepError, finished, report, run_cell
+from unsharp.sweep.cells import Cell, Failure, Result, SweepError, finished, report, run_cell, written_down
 from unsharp.sweep.local import run_local
 
 __all__ = ["Backend", "Cell", "Failure", "Result", "SweepError", "report", "run_cell", "run_cells", "run_local"]
@@ -51,7 +51,8 @@ def run_cells(
         backend: Where cells run.
 
     Returns:
-        The results in the order of the cells; a failed cell carries its `error`, `report` writes them all down.
+        The results in the order of the cells; a failed cell carries its `error`, and a `record` in the store that holds
+        the whole of it; `report` tells them all.
 
     Raises:
         UserError: before any work, for a function that cannot be imported or called with the arguments, or a store
@@ -69,13 +70,14 @@ def run_cells(
     n_failed = 0
     progress.start("cells", len(distinct), len(results))
     with contextlib.closing(backend(todo, store, workers, threads)) as arriving:
-        for result in arriving:
+        for arrived in arriving:
+            result = written_down(arrived, store)
             results[result.cell.key] = result
             n_failed += result.error is not None
             progress.advance(note=f"{n_failed} failed" if n_failed else "")
             if result.error is not None and not keep_going:
                 if result.error.kind == "mistake":
-                    raise UserError(f"cell {result.cell}: {result.error.message}")
+                    raise UserError(f"cell {result.told}")
                 raise SweepError(report([result]))
     progress.finish()
     return [results[cell.key] for cell in cells]

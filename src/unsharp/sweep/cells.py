@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unsharp import config
-from unsharp.artifacts import RUN_FILE, Run, Workspace, open_run, perform
+from unsharp.artifacts import RUN_FILE, Run, Workspace, open_run, perform, write_json
 from unsharp.errors import UserError
 
 STAGE = "cell"
 RESULT_FILE = "result.json"
+SHORT = 40
+"""Characters up to which an argument is shown in a message."""
 
 
 class SweepError(RuntimeError):
@@ -58,7 +60,8 @@ class Cell:
         return config.digest(self)
 
     def __str__(self) -> str:
-        return f"{self.function}({', '.join(f'{k}={v!r}' for k, v in self.arguments.items())})"
+        shown = ", ".join(f"{k}={_short(v)}" for k, v in self.arguments.items())
+        return f"{self.function}({shown})"
 
     def bind(self, workspace: Workspace | None = None) -> Callable[[], Any]:
         """The call that does the work. Raises: UserError if there is no such function or it takes other arguments."""
@@ -98,6 +101,7 @@ class Result:
         error: Why it failed, or None.
         seconds: How long it took when it was done or tried last.
         reused: True if it was found done.
+        record: Where a failed cell is written down whole, with its error; None where that could not be.
     """
 
     cell: Cell
@@ -106,6 +110,12 @@ class Result:
     error: Failure | None = None
     seconds: float = 0.0
     reused: bool = False
+    record: Path | None = None
+
+    @property
+    def told(self) -> str:
+        """What failed and why, in a line; "" where nothing did."""
+        return "" if self.error is None else f"{self.cell}: {self.error.message}"
 
 
 def finished(cell: Cell, store: Path) -> Result | None:
@@ -134,23 +144,43 @@ def run_cell(cell: Cell, store: Path) -> Result:
     return Result(cell, error=error, seconds=time.perf_counter() - start)
 
 
+def written_down(result: Result, store: Path) -> Result:
+    """The same result; if it failed, the whole cell, its error and the traceback stand in a file, which it names."""
+    path = store / f".{result.cell.key}.failed.json"
+    if result.error is None:
+        path.unlink(missing_ok=True)
+        return result
+    try:
+        write_json(path, config.to_dict(result.cell) | {"error": config.to_dict(result.error)})
+    except (OSError, UserError):  # the disk may be full, and it is the error itself that must be told
+        return result
+    return replace(result, record=path)
+
+
 def report(results: Iterable[Result]) -> str:
-    """All failures in full, as text: first the mistakes, a line each, then what broke, with tracebacks; "" for none."""
+    """All failures as text, first the mistakes: what failed, why, and where the whole is written; "" for none."""
     distinct = {result.cell.key: result for result in results}.values()
-    failed = [(result.cell, result.error) for result in distinct if result.error is not None]
+    failed = [(result, result.error) for result in distinct if result.error is not None]
     if not failed:
         return ""
     lines = [f"{len(failed)} of {len(distinct)} cells failed"]
     for kind in ("mistake", "died", "failed"):
-        for cell, error in failed:
+        for result, error in failed:
             if error.kind == kind:
-                lines += [f"{kind}: {cell}: {error.message}", *(f"    {line}" for line in error.trace.splitlines())]
+                more = error.trace.splitlines() if result.record is None else [f"the whole: {result.record}"]
+                lines += [f"{kind}: {result.told}", *(f"    {line}" for line in more)]
     return "\n".join(lines)
 
 
 def _result(cell: Cell, run: Run) -> Result:
     value = run.json(RESULT_FILE) if run.file(RESULT_FILE).exists() else None
     return Result(cell, run.path, value, seconds=run.provenance["seconds"], reused=run.reused)
+
+
+def _short(value: Any) -> str:
+    """A value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= SHORT else "…"
 
 
 def _imported(name: str) -> Callable[..., Any]:
