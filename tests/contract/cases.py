@@ -59,6 +59,12 @@ def variants(rule: str, **axes: Iterable[Any]) -> list[Rule]:
     return [cls(**dict(zip(used, values))) for values in itertools.product(*used.values())]
 
 
+def opposites(rule: str) -> list[Rule]:
+    """The rule by default, and a form that differs from it in every way that a mask or a phase may feel."""
+    other = variants(rule, sign=["max"], lam=[0.4], perturb=["all"])
+    return [RULES[rule](), *(form for form in other if form != RULES[rule]())]
+
+
 def rule_id(rule: Rule) -> str:
     changed = [
         f"{f.name}={getattr(rule, f.name)}"
@@ -174,12 +180,38 @@ BASES = {"sgd": sgd, "adamw": adamw}
 
 # --- runs ------------------------------------------------------------------------------------------------------------
 
+STRONG: dict[str, dict[str, Any]] = {
+    "neggrad": {"alpha": 0.6},
+    "sharp_minmax": {"alpha": 0.6},
+    "saul": {"level": 1.2, "multiplier_rate": 0.7},
+    "scrub": {"msteps": 1},
+    "boundary_shrink": {"alpha": 0.5},
+    "l1_sparse": {"l1_gamma": 0.02},
+    "sfron": {"forget_weight": 2.0},
+    "ssd": {"selection_weight": 1.2},
+    "influence": {"fisher_samples": 8},
+}
+"""Parameters with which every part of a method has a say on so few samples; the others have it by default."""
 
-def phases_of(method: str | Method, rule: Rule, model: nn.Module, samples: Samples, *, seed: int = 0) -> list[Phase]:
-    """The phases of a method, by default with its default parameters, that have something to do."""
-    chosen = METHODS[method]() if isinstance(method, str) else method
+
+def method_of(name: str, **settings: Any) -> Method:
+    return METHODS[name](**(STRONG.get(name, {}) | settings))
+
+
+def phases_of(
+    method: str | Method,
+    rule: Rule,
+    model: nn.Module,
+    samples: Samples,
+    *,
+    seed: int = 0,
+    forget: np.ndarray = FORGOTTEN,
+    retain: np.ndarray = RETAINED,
+) -> list[Phase]:
+    """The phases of a method that have something to do."""
+    chosen = method_of(method) if isinstance(method, str) else method
     assert isinstance(chosen, PhasedMethod)
-    problem = Problem(model=model, samples=samples, forget=FORGOTTEN, retain=RETAINED, rule=rule, seed=seed)
+    problem = Problem(model=model, samples=samples, forget=forget, retain=retain, rule=rule, seed=seed)
     return [phase for phase in chosen.phases(problem) if phase.objective.streams]
 
 
@@ -200,34 +232,61 @@ def streams(samples: Samples, *, seed: int = 0, rank: int = 0, world: int = 1) -
 
 def make_loop(
     model: nn.Module,
-    phases: list[Phase],
+    method: str | Method,
+    rule: Rule,
     samples: Samples,
     base: Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer] = sgd,
     *,
+    region: Mapping[str, Tensor] | None = None,
+    change: Callable[[list[Phase]], list[Phase]] | None = None,
+    phase_steps: str = "together",
     epochs: int = 2,
     seed: int = 0,
     **config: Any,
 ) -> Loop:
-    """A loop, with torch's generator seeded as the program seeds it."""
+    """A loop, with torch's generator seeded as the program seeds it.
+
+    Args:
+        region: What the phases are kept to, beside their own regions.
+        phase_steps: As in `UnlearnConfig`.
+        change: Makes other phases of the method's.
+    """
+    method = method_of(method) if isinstance(method, str) else method
+    assert isinstance(method, PhasedMethod)
+    phases = phases_of(method, rule, model, samples, seed=seed)
+    if region is not None:
+        phases = within(phases, region)
     loop = Loop(
         model,
-        phases,
+        phases if change is None else change(phases),
         streams(samples, seed=seed),
         LoopConfig(epochs=epochs, batch_size=BATCH_SIZE, seed=seed, **config),
         make_optimizer=base,
+        separate_states=method.separate_states or phase_steps == "separate",
+        alternate=phase_steps == "alternate",
     )
     runtime.seed_all(seed)
     return loop
+
+
+def ends_elsewhere(rule: Rule) -> bool:
+    """Whether a run under the rule ends with other weights than those of its last step."""
+    return type(rule).final_weights is not Rule.final_weights
 
 
 # --- comparison ------------------------------------------------------------------------------------------------------
 
 
 def snapshot(loop: Loop) -> dict[str, Any]:
-    """Weights, buffers and optimiser state, as bytes."""
-    state = loop.optimizer.state_dict()["state"]
-    everything = dict(loop.model.state_dict())
-    everything |= {f"optimizer/{i}/{key}": v for i, entries in state.items() for key, v in entries.items()}
+    """Weights, buffers, the state of every optimiser, and the memories of rules and scales, as bytes."""
+    everything: dict[str, Any] = dict(loop.model.state_dict())
+    for k, optimizer in enumerate(loop.optimizers):
+        for i, entries in optimizer.state_dict()["state"].items():
+            everything |= {f"optimizer {k}/{i}/{key}": value for key, value in entries.items()}
+    for i, memory in enumerate(loop.state_dict()["memories"]):
+        for key, value in memory.items():
+            values = dict(enumerate(value)) if isinstance(value, (list, tuple)) else {"": value}
+            everything |= {f"memory {i}/{key}/{j}": v for j, v in values.items()}
     return {name: as_bytes(value) for name, value in everything.items()}
 
 
@@ -242,11 +301,28 @@ def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return sorted(name for name in a.keys() | b.keys() if a.get(name, "missing") != b.get(name, "missing"))
 
 
-def count_forwards(model: nn.Module) -> list[int]:
-    """A list to which every forward pass of the model adds its batch size."""
-    sizes: list[int] = []
-    model.register_forward_hook(lambda _, args, __: sizes.append(len(args[0])))
-    return sizes
+class Counted:
+    """Counts what a model really does: batches that went forward, and passes backward through them.
+
+    A loss that is differentiated twice goes backward through its batch twice; a piece of a batch is a part of a pass.
+    """
+
+    def __init__(self, model: nn.Module, *, pieces: int = 1) -> None:
+        self.sizes: list[int] = []
+        self._backwards, self._pieces = 0, pieces
+        self._handle = model.register_forward_hook(self._forward)
+
+    def _forward(self, _: nn.Module, args: Any, output: Tensor) -> None:
+        self.sizes.append(len(args[0]))
+        if output.requires_grad:
+            output.register_hook(self._backward)
+
+    def _backward(self, _: Tensor) -> None:
+        self._backwards += 1
+
+    @property
+    def backwards(self) -> float:
+        return self._backwards / self._pieces
 
 
 class Summed(Objective):
@@ -265,6 +341,18 @@ class Summed(Objective):
         yield name, last + self.added(model)
 
 
-def at_each_step(loop: Loop, note: Callable[[], None]) -> None:
-    """Call `note` whenever the loop's optimiser is about to step: weights are back, gradients are final."""
-    loop.optimizer.register_step_pre_hook(lambda *_: note())
+def before_each_step(loop: Loop, note: Callable[[], None]) -> None:
+    """Call `note` when gradients are final and weights are back, before the optimisers of this step move them."""
+    take = loop._stepper.step
+
+    def step(*args: Any, **kwargs: Any) -> None:
+        note()
+        take(*args, **kwargs)
+
+    loop._stepper.step = step  # type: ignore[method-assign]
+
+
+def before_each_update(loop: Loop, note: Callable[[], None]) -> None:
+    """Call `note` whenever one of the loop's optimisers is about to step, with the gradients that it is to use."""
+    for optimizer in loop.optimizers:
+        optimizer.register_step_pre_hook(lambda *_: note())

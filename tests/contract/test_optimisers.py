@@ -55,9 +55,15 @@ def test_masked_weights_stand_still_under_every_optimiser_and_after_the_mask_is_
         start = {n: p.detach().clone() for n, p in model.named_parameters()}
         fresh = build(name, options, [(n, p) for n, p in model.named_parameters() if p.requires_grad])
         initial = {p: {k: v.clone() for k, v in s.items() if torch.is_tensor(v)} for p, s in fresh.state.items()}
-        phases = cases.within(cases.phases_of("neggrad", form, model, samples), region)
         loop = cases.make_loop(
-            model, phases, samples, lambda named: build(name, options, named), epochs=1, check_every=check_every
+            model,
+            "neggrad",
+            form,
+            samples,
+            lambda named: build(name, options, named),
+            region=region,
+            epochs=1,
+            check_every=check_every,
         )
         loop.run()
 
@@ -97,12 +103,11 @@ def test_state_from_before_the_mask_stands_still_too(rule: str, base: str) -> No
     """A run without a mask, then one with it: what lies outside keeps the weights and the state that it came with."""
     model, samples = cases.network(), cases.images()
     form: Rule = RULES[rule]()
-    phases = cases.phases_of("neggrad", form, model, samples)
-    first = cases.make_loop(model, phases, samples, cases.BASES[base], epochs=1)
+    first = cases.make_loop(model, "neggrad", form, samples, cases.BASES[base], epochs=1)
     first.run()
     region = cases.random_region(model)
     kept = {n: (p.detach().clone(), clone(elementwise(first.optimizer, p))) for n, p in trained(model)}
-    cases.make_loop(model, cases.within(phases, region), samples, lambda _: first.optimizer, epochs=2).run()
+    cases.make_loop(model, "neggrad", form, samples, lambda _: first.optimizer, region=region, epochs=2).run()
     for n, p in trained(model):
         weights, state = kept[n]
         assert torch.equal(p[~region[n]], weights[~region[n]])

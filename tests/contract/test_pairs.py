@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,21 @@ from torch import nn
 
 from contract import cases
 from unsharp import unlearning
-from unsharp.engine import LoopConfig, OptimizerConfig
+from unsharp.data.samples import Samples
+from unsharp.engine import Loop, LoopConfig, OptimizerConfig
 from unsharp.errors import UserError
 from unsharp.methods import METHODS, AppliedMethod, PhasedMethod
 from unsharp.sharpness import NO_RULE, RULES, Rule
 from unsharp.training import Record, TrainConfig, train
 
+APART = [
+    (m, r, steps)
+    for m in ("sharp_minmax", "saul", "scrub")
+    for r in ("none", "sam")
+    for steps in ("separate", "alternate")
+]
+"""Pairs whose phases have states of their own, or step one after the other on each batch, because the user says so."""
+apart = pytest.mark.parametrize(("method", "rule", "phase_steps"), APART)
 networks = pytest.mark.parametrize("network", cases.NETWORKS)
 bases = pytest.mark.parametrize("base", cases.BASES)
 
@@ -59,35 +69,78 @@ def test_strength_0_equals_rule_none_to_the_bit_in_as_many_passes(
     method: str, rule: str, network: str, base: str
 ) -> None:
     def result(rule: Rule) -> tuple[Any, ...]:
-        model, samples = cases.network(network), cases.images()
-        phases = cases.phases_of(method, rule, model, samples)
-        forwards = cases.count_forwards(model)
-        loop = cases.make_loop(model, phases, samples, cases.BASES[base])
+        loop = cases.make_loop(cases.network(network), method, rule, cases.images(), cases.BASES[base])
+        counted = cases.Counted(loop.model)
         loop.run()
-        assert loop.passes == len(forwards)
-        return cases.snapshot(loop), forwards, loop.passes, torch.get_rng_state().tolist()
+        assert loop.passes == len(counted.sizes) == counted.backwards
+        return cases.snapshot(loop), counted.sizes, loop.passes, torch.get_rng_state().tolist()
 
     plain = result(NO_RULE)
-    strengths = [f.name for f in dataclasses.fields(RULES[rule]) if f.name in ("rho", "lam")]
-    assert strengths or rule == "none", f"rule {rule} has no strength that could be 0: neither rho nor lam"
+    fields = [f.name for f in dataclasses.fields(RULES[rule])]
+    strengths = [name for name in RULES[rule].strengths if name in fields]
+    assert strengths or rule == "none" or RULES[rule].strengths == (), (
+        f"rule {rule} has none of the fields {RULES[rule].strengths}: declare in `strengths` at whose 0 it is off"
+    )
     for strength in strengths:
         for form in cases.variants(rule, **{strength: [0.0]}, sign=["min", "max"], perturb=["region", "all"]):
+            if (method, network, base) != ("neggrad", "convolutional", "sgd") and form.turned() != RULES[rule](
+                **{strength: 0.0}
+            ):
+                continue
+            assert form.passes == 1
             assert cases.differing(result(form)[0], plain[0]) == []
             assert result(form)[1:] == plain[1:]
 
 
 @pytest.mark.parametrize(("method", "rule"), [pair for pair in cases.PHASED if pair.values[1] != "none"])
-def test_a_rule_of_some_strength_differs_from_none_and_counts_its_passes(method: str, rule: str) -> None:
+def test_a_rule_of_some_strength_differs_from_none_and_takes_the_passes_that_it_states(method: str, rule: str) -> None:
     def result(rule: Rule) -> dict[str, Any]:
-        model, samples = cases.network(), cases.images()
-        phases = cases.phases_of(method, rule, model, samples)
-        forwards = cases.count_forwards(model)
-        loop = cases.make_loop(model, phases, samples)
+        loop = cases.make_loop(cases.network(), method, rule, cases.images(), epochs=3)
+        counted = cases.Counted(loop.model, pieces=rule.pieces)
+        expected = sum(
+            phase.passes * n
+            for epoch in range(3)
+            for members, _, n in loop._turns(epoch)
+            for phase in (loop.phases[i] for i in members)
+        )
         loop.run()
-        assert loop.passes == len(forwards)
+        per_step = sum(phase.passes for phase in loop.phases)
+        assert loop.passes == counted.backwards
+        # a mean over many steps: the last period of a rule that does more every so many steps may be cut short
+        assert abs(loop.passes - expected) <= 2 * per_step
         return cases.snapshot(loop)
 
     assert "conv.weight" in cases.differing(result(RULES[rule]()), result(NO_RULE))
+
+
+# --- what a rule declares --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_that_says_that_it_draws_nothing_does_not_depend_on_torchs_seed(rule: str) -> None:
+    def result(seed: int) -> dict[str, Any]:
+        loop = cases.make_loop(cases.network("smooth"), "neggrad", RULES[rule](), cases.images())
+        torch.manual_seed(seed)
+        loop.run()
+        return cases.snapshot(loop)
+
+    first = result(1)
+    assert cases.differing(first, result(1)) == []
+    assert bool(cases.differing(first, result(2))) == RULES[rule].draws
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_takes_its_perturbation_from_another_loss_or_says_that_it_cannot(rule: str) -> None:
+    method = cases.method_of("neggrad", sharpness_on="unsigned")
+    if not RULES[rule].perturbs_by_another:
+        with pytest.raises(UserError, match="takes its perturbation from the loss itself"):
+            cases.make_loop(cases.network(), method, RULES[rule](), cases.images())
+        return
+    form = RULES[rule]()
+    loop = cases.make_loop(cases.network(), method, form, cases.images())
+    counted = cases.Counted(loop.model, pieces=form.pieces)
+    loop.run()
+    assert loop.passes == counted.backwards == 2 * 4 * loop.phases[0].passes
 
 
 # --- 3: masks --------------------------------------------------------------------------------------------------------
@@ -97,22 +150,41 @@ def test_a_rule_of_some_strength_differs_from_none_and_counts_its_passes(method:
 @bases
 @pytest.mark.parametrize(("method", "rule"), cases.PHASED)
 def test_masked_weights_and_their_state_stand_still(method: str, rule: str, network: str, base: str) -> None:
-    for form in cases.variants(rule, sign=["min", "max"], lam=[0.4, 1.0, 3.0], perturb=["region", "all"]):
+    every = cases.variants(rule, sign=["min", "max"], lam=[0.4, 1.0, 3.0], perturb=["region", "all"])
+    for form in every if (method, network) == ("sharp_minmax", "tied") else cases.opposites(rule):
         model, samples = cases.network(network), cases.images()
         region = cases.random_region(model)
         start = {n: p.detach().clone() for n, p in model.named_parameters()}
-        phases = cases.within(cases.phases_of(method, form, model, samples), region)
-        loop = cases.make_loop(model, phases, samples, cases.BASES[base], clip_norm=5.0)
+        loop = cases.make_loop(model, method, form, samples, cases.BASES[base], region=region, clip_norm=5.0)
         loop.run()
-        frozen = {n: ~region[n] if n in region else torch.ones_like(p, dtype=torch.bool) for n, p in start.items()}
         moved = 0
         for n, p in model.named_parameters():
-            assert torch.equal(p[frozen[n]], start[n][frozen[n]]), (n, form)
+            frozen = ~region[n] if n in region else torch.ones_like(p, dtype=torch.bool)
+            assert torch.equal(p[frozen], start[n][frozen]), (n, form)
             moved += int((p != start[n]).sum())
-            for key, value in loop.optimizer.state.get(p, {}).items():
-                if key != "step":
-                    assert not value[frozen[n]].any(), (n, key, form)
         assert moved > 20
+        assert_state_at_rest(loop, [phase.region for phase in loop.phases])
+
+
+@bases
+@pytest.mark.parametrize(("method", "rule"), cases.PHASED)
+def test_each_state_stays_within_the_regions_of_its_own_phases(method: str, rule: str, base: str) -> None:
+    loop = cases.make_loop(cases.network(), method, RULES[rule](), cases.images(), cases.BASES[base])
+    loop.run()
+    assert_state_at_rest(loop, [None if phase.leak else phase.region for phase in loop.phases])
+
+
+def assert_state_at_rest(loop: Loop, regions: Sequence[Mapping[str, Any] | None]) -> None:
+    """No optimiser holds anything but 0 outside the regions of its phases."""
+    separate = len(loop.optimizers) > 1
+    for k, optimizer in enumerate(loop.optimizers):
+        mine = [regions[k]] if separate else list(regions)
+        for n, p in loop.model.named_parameters():
+            if not p.requires_grad or any(region is None for region in mine):
+                continue
+            moving = torch.stack([region[n] for region in mine if region is not None]).any(0)
+            for key, value in optimizer.state.get(p, {}).items():
+                assert key == "step" or not value[~moving].any(), (n, key, k)
 
 
 # --- 4: buffers ------------------------------------------------------------------------------------------------------
@@ -120,52 +192,93 @@ def test_masked_weights_and_their_state_stand_still(method: str, rule: str, netw
 
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize(("method", "rule"), cases.PHASED)
-def test_batchnorm_sees_each_batch_once_retain_first_never_both_at_once(
+def test_batchnorm_sees_each_batch_once_in_the_order_of_the_phases_never_two_at_once(
     method: str, rule: str, momentum: float | None
 ) -> None:
-    forms = cases.variants(rule, sign=["min", "max"], lam=[0.5, 1.0])
-    for form in forms:
-        model, samples = cases.network(), cases.images()
-        assert isinstance(model, cases.Convolutional)
-        model.norm.momentum = momentum  # type: ignore[assignment]
-        phases = cases.phases_of(method, form, model, samples)
-        loop = cases.make_loop(model, phases, samples)
-        kernels: list[torch.Tensor] = []
-        cases.at_each_step(loop, lambda seen=kernels, m=model: seen.append(m.conv.weight.detach().clone()))
-        loop.run()
+    for form in cases.opposites(rule):
+        assert_statistics_are_those_of_each_batch_once(method, form, momentum, "together")
 
-        order = [s for phase in phases for s in phase.objective.streams]
-        assert order == sorted(order, key=["retain", "forget"].index)
-        mean, var, count = np.zeros(4), np.ones(4), 0
-        steps = iter(kernels)
-        for epoch in range(2):
-            epochs = [cases.streams(samples)[s].epoch(epoch, n_batches=loop.n_batches) for s in order]
-            for batches in zip(*epochs):
-                kernel = next(steps)
-                for batch in batches:
-                    x = nn.functional.conv2d(batch.inputs.double(), kernel.double()).transpose(0, 1).flatten(1)
-                    count += 1
-                    share = 1 / count if momentum is None else momentum
-                    mean = (1 - share) * mean + share * x.mean(1).numpy()
-                    var = (1 - share) * var + share * x.var(1, unbiased=True).numpy()
-        assert next(steps, None) is None
-        np.testing.assert_allclose(model.norm.running_mean, mean, rtol=1e-4, atol=1e-6)
-        np.testing.assert_allclose(model.norm.running_var, var, rtol=1e-4)
-        assert int(model.norm.num_batches_tracked) == count == loop.epoch * loop.n_batches * len(order)
+
+@apart
+def test_batchnorm_sees_each_batch_once_where_phases_step_apart(method: str, rule: str, phase_steps: str) -> None:
+    assert_statistics_are_those_of_each_batch_once(method, RULES[rule](), 0.1, phase_steps)
+
+
+def assert_statistics_are_those_of_each_batch_once(
+    method: str, form: Rule, momentum: float | None, phase_steps: str
+) -> None:
+    model, samples = cases.network(), cases.images()
+    assert isinstance(model, cases.Convolutional)
+    model.norm.momentum = momentum  # type: ignore[assignment]
+    loop = cases.make_loop(model, method, form, samples, phase_steps=phase_steps)
+    kernels: list[torch.Tensor] = []
+    buffers: list[dict[str, torch.Tensor]] = []
+
+    def note(model: Any = model, kernels: Any = kernels, buffers: Any = buffers) -> None:
+        kernels.append(model.conv.weight.detach().clone())
+        buffers.append({n: b.clone() for n, b in model.norm.named_buffers()})
+
+    cases.before_each_step(loop, note)
+    loop.run()
+
+    mean, var, count = np.zeros(4), np.ones(4), 0
+    for seen, kernel, batches in zip(
+        buffers, kernels, forwarded(loop, samples, alternate=phase_steps == "alternate"), strict=True
+    ):
+        for inputs in batches:
+            x = nn.functional.conv2d(inputs.double(), kernel.double()).transpose(0, 1).flatten(1)
+            count += 1
+            share = 1 / count if momentum is None else momentum
+            mean = (1 - share) * mean + share * x.mean(1).numpy()
+            var = (1 - share) * var + share * x.var(1, unbiased=True).numpy()
+        assert int(seen["num_batches_tracked"]) == count
+        if form.starts_at_weights:
+            np.testing.assert_allclose(seen["running_mean"], mean, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(seen["running_var"], var, rtol=1e-4)
+    if not cases.ends_elsewhere(form):
+        assert all(torch.equal(b, buffers[-1][n]) for n, b in model.norm.named_buffers())
+
+
+def forwarded(loop: Loop, samples: Samples, *, alternate: bool) -> Iterator[list[torch.Tensor]]:
+    """Per step the inputs that BatchNorm sees, one after another: turns, phases, pieces, streams."""
+    for epoch in range(loop.config.epochs):
+        acting = [phase for phase in loop.phases if phase.until is None or epoch < phase.until]
+        for turn in sorted({phase.turn for phase in acting}):
+            together = [phase for phase in acting if phase.turn == turn]
+            read = {s: cases.streams(samples)[s] for phase in together for s in phase.objective.streams}
+            n = read["retain" if "retain" in read else min(read)].n_batches
+            for step in zip(*(stream.epoch(epoch, n_batches=n) for stream in read.values()), strict=True):
+                inputs = {s: batch.inputs for s, batch in zip(read, step)}
+                seen = [
+                    [
+                        torch.tensor_split(inputs[s], phase.rule.pieces)[k]
+                        for k in range(phase.rule.pieces)
+                        for s in phase.objective.streams
+                    ]
+                    for phase in together
+                ]
+                yield from seen if alternate else [[x for of_phase in seen for x in of_phase]]
 
 
 @pytest.mark.parametrize(("method", "rule"), cases.PHASED)
 def test_buffers_equal_those_of_rule_none_to_the_bit_where_the_weights_are_the_same(method: str, rule: str) -> None:
     def buffers(form: Rule) -> dict[str, Any]:
-        model, samples = cases.network(), cases.images()
-        phases = cases.phases_of(method, form, model, samples)
-        cases.make_loop(model, phases, samples, lambda named: torch.optim.SGD([p for _, p in named], lr=0.0)).run()
-        return {name: cases.as_bytes(buffer) for name, buffer in model.named_buffers()}
+        def still(named: Any) -> torch.optim.Optimizer:
+            return torch.optim.SGD([p for _, p in named], lr=0.0)
+
+        loop = cases.make_loop(cases.network(), method, form, cases.images(), still)
+        found: dict[str, Any] = {}
+        cases.before_each_step(
+            loop, lambda: found.update({n: cases.as_bytes(b.clone()) for n, b in loop.model.named_buffers()})
+        )
+        loop.run()
+        return found
 
     expected = buffers(NO_RULE)
     assert len(expected) == 3
-    for form in cases.variants(rule, sign=["min", "max"], lam=[0.5, 1.0], perturb=["region", "all"]):
-        assert cases.differing(buffers(form), expected) == []
+    for form in cases.opposites(rule):
+        if form.starts_at_weights and form.pieces == 1:
+            assert cases.differing(buffers(form), expected) == []
 
 
 # --- 5: resuming -----------------------------------------------------------------------------------------------------
@@ -174,18 +287,28 @@ def test_buffers_equal_those_of_rule_none_to_the_bit_where_the_weights_are_the_s
 @networks
 @bases
 @pytest.mark.parametrize(("method", "rule"), cases.PHASED)
-def test_a_run_that_is_saved_and_loaded_goes_on_to_the_same_bits(
+def test_a_run_that_is_saved_and_loaded_in_any_turn_goes_on_to_the_same_bits(
     method: str, rule: str, network: str, base: str
 ) -> None:
-    samples = cases.images()
-    phases = cases.phases_of(method, RULES[rule](), cases.network(network), samples)
-    config = {"schedule": "cosine", "epochs": 3}
+    assert_it_goes_on_to_the_same_bits(method, rule, network, base, "together")
 
-    def run(state: bytes | None) -> tuple[list[tuple[int, int, Any]], list[bytes], Any]:
-        loop = cases.make_loop(
-            cases.network(network, seed=0 if state is None else 99), phases, samples, cases.BASES[base], **config
-        )
+
+@apart
+def test_a_run_whose_phases_step_apart_goes_on_to_the_same_bits(method: str, rule: str, phase_steps: str) -> None:
+    assert_it_goes_on_to_the_same_bits(method, rule, "convolutional", "sgd", phase_steps)
+
+
+def assert_it_goes_on_to_the_same_bits(method: str, rule: str, network: str, base: str, phase_steps: str) -> None:
+    samples = cases.images()
+
+    def run(state: bytes | None) -> tuple[list[tuple[int, int, Any]], list[bytes], Any, list[int]]:
+        model = cases.network(network)
+        config: dict[str, Any] = {"schedule": "cosine", "epochs": 3, "phase_steps": phase_steps}
+        loop = cases.make_loop(model, method, RULES[rule](), samples, cases.BASES[base], **config)
         if state is not None:
+            with torch.no_grad():
+                for p in model.parameters():
+                    p.add_(1)
             torch.manual_seed(12345)
             loop.load_state_dict(torch.load(io.BytesIO(state), weights_only=True))
         seen, states = [], []
@@ -198,14 +321,17 @@ def test_a_run_that_is_saved_and_loaded_goes_on_to_the_same_bits(
 
         loop.run(save=save, save_seconds=0)
         history = [{k: v for k, v in row.items() if k != "seconds"} for row in loop.history]
-        return seen, states, (history, loop.passes, torch.get_rng_state().tolist())
+        end = (cases.snapshot(loop), history, loop.passes, torch.get_rng_state().tolist())
+        return seen, states, end, [n * loop._steps_per_batch(members) for members, _, n in loop._turns(1)]
 
-    seen, states, end = run(None)
-    middles = [i for i, (epoch, batch, _) in enumerate(seen) if epoch == 1]
-    assert any(seen[i][1] > 0 for i in middles)
-    for stopped in (middles[0], middles[len(middles) // 2]):  # within the forget stream's first and second cycle
-        later, _, later_end = run(states[stopped])
-        for (*at, expected), (*at_too, found) in zip(seen[stopped + 1 :], later, strict=True):
+    seen, states, end, turns = run(None)
+    places = {(epoch, batch): i for i, (epoch, batch, _) in enumerate(seen)}
+    stops = {(1, 0), (1, sum(turns) // 2)}  # at an epoch's start, and beyond the forget stream's first cycle
+    for k, n in enumerate(turns):
+        stops |= {(1, sum(turns[:k]) + max(1, n // 2))}  # within each turn
+    for stop in sorted(stop for stop in stops if stop[1] < sum(turns)):
+        later, _, later_end, _ = run(states[places[stop]])
+        for (*at, expected), (*at_too, found) in zip(seen[places[stop] + 1 :], later, strict=True):
             assert at == at_too
             assert cases.differing(expected, found) == []
         assert later_end == end
@@ -222,7 +348,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(method: str, 
 
     def result(seed: int) -> dict[str, Any]:
         torch.manual_seed(int(torch.randint(10**6, ()).item()))  # the state in which a run finds torch does not matter
-        config = unlearning.configure(method, rule=rule, epochs=2, batch_size=cases.BATCH_SIZE, seed=seed, lr=0.05)
+        chosen = cases.method_of(method)
+        config = unlearning.configure(chosen, rule=rule, epochs=2, batch_size=cases.BATCH_SIZE, seed=seed, lr=0.05)
 
         def retrain() -> tuple[nn.Module, Record]:
             fresh = cases.network(network, seed=5)
@@ -238,7 +365,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(method: str, 
 
     first = result(1)
     assert cases.differing(first, result(1)) == []
-    assert "head.weight" in cases.differing(first, result(2))
+    drawn = METHODS[method].draws if issubclass(METHODS[method], AppliedMethod) else True  # at least the batches are
+    assert ("head.weight" in cases.differing(first, result(2))) == drawn
     assert "head.weight" in cases.differing(first, before)
     assert cases.differing({n: cases.as_bytes(t) for n, t in model.state_dict().items()}, before) == []
 
@@ -250,9 +378,7 @@ def test_the_optimizer_config_of_the_engine_is_the_one_that_the_bases_stand_for(
     """The bases above are built by hand; the configuration's own way gives the same steps."""
 
     def result(make: Any, config: OptimizerConfig) -> dict[str, Any]:
-        model, samples = cases.network(), cases.images()
-        phases = cases.phases_of("neggrad", RULES["sam"](), model, samples)
-        loop = cases.make_loop(model, phases, samples, make, optimizer=config)
+        loop = cases.make_loop(cases.network(), "neggrad", RULES["sam"](), cases.images(), make, optimizer=config)
         loop.run()
         return cases.snapshot(loop)
 

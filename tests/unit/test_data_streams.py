@@ -165,4 +165,4 @@ def test_short_batches_are_full_but_for_the_last_as_a_loader_gives_them(n: int, 
     balanced = Stream(TOY, np.arange(n), batch_size, 0)
     found = [batch.indices.tolist() for batch in short.epoch(epoch)]
     assert [len(batch) for batch in found] == [len(batch) for batch in loader]
-    assert sum(found, []) == sum((batch.indices.tolist() for batch in balanced.epoch(epoch)), [])
+    assert [i for batch in found for i in batch] == [i for b in balanced.epoch(epoch) for i in b.indices.tolist()]

@@ -52,7 +52,7 @@ class Quadratic:
     def gradient(self, at):
         return self.a @ at + self.b
 
-    def point(self, factor=1.0):
+    def point(self, factor=1.0, step=0):
         def evaluate():
             for p in self.params:
                 p.grad = None
@@ -63,10 +63,10 @@ class Quadratic:
             loss.backward()
             return loss
 
-        return Point(self.params, evaluate, Replay(CPU, WholeModel(torch.nn.Module())), region=self.region)
+        return Point(self.params, evaluate, Replay(CPU, WholeModel(torch.nn.Module())), region=self.region, step=step)
 
-    def result(self, rule, factor=1.0):
-        return self.join(rule.gradient(self.point(factor)))
+    def result(self, rule, factor=1.0, step=0):
+        return self.join(rule.gradient(self.point(factor, step)))
 
 
 @quick
@@ -129,6 +129,40 @@ def test_strength_zero_is_the_plain_gradient_to_the_bit_in_one_pass(shapes, seed
     loss.visited.clear()
     assert torch.equal(loss.result(rule), plain)
     assert len(loss.visited) == rule.passes == 1
+
+
+@quick
+@given(seeds, kinds, lams, signs, st.integers(1, 5))
+def test_every_so_many_steps_are_corrected_and_the_others_are_plain(seed, kind, lam, sign, every):
+    loss = Quadratic([(3, 2), (2,)], seed, masked=True)
+    rule = kind(rho=0.3, lam=lam, sign=sign, every=every)
+    always, plain = (loss.result(r) for r in (dataclasses.replace(rule, every=1), NoRule()))
+    loss.visited.clear()
+    for step in range(3 * every):
+        assert torch.equal(loss.result(rule, step=step), always if step % every == 0 else plain)
+    assert len(loss.visited) == pytest.approx(3 * every * rule.passes)
+
+
+@quick
+@given(shapes, seeds, kinds, radii, st.data())
+def test_norm_perturbs_normalisation_layers_within_the_region_alone(shapes, seed, kind, rho, data):
+    loss = Quadratic(shapes, seed, masked=True)
+    norms = data.draw(st.lists(st.booleans(), min_size=len(shapes), max_size=len(shapes)))
+    w, g0, t = loss.w, loss.gradient(loss.w), torch.ones_like(loss.w)
+    part = loss.moves * loss.join([torch.full_like(p, float(norm)) for p, norm in zip(loss.params, norms)])
+    point = loss.point()
+    point.norms = norms
+    kind(rho=rho, perturb="norm").gradient(point)
+    if kind is AdaptiveSharpness:
+        t = w.abs()
+    length = (t * part * g0).norm()
+    expected = torch.zeros_like(w) if length == 0 else rho * t**2 * part * g0 / length
+    torch.testing.assert_close(loss.visited[1], w + expected, rtol=1e-12, atol=1e-12)
+
+
+def test_norm_without_knowing_the_layers_is_refused():
+    with pytest.raises(UserError, match="normalisation"):
+        Quadratic([(2,)], 0).result(Sharpness(rho=0.1, perturb="norm"))
 
 
 @quick

@@ -42,7 +42,7 @@ class Rule(ABC):
     strengths: ClassVar[tuple[str, ...]] = ("rho", "lam")
     """Fields, of which it may lack some, at whose 0 it is the plain gradient, to the bit and in one pass."""
     draws: ClassVar[bool] = False
-    """Whether it draws random numbers of its own, from torch's generators, in the order that its docstring tells."""
+    """Whether it draws random numbers of its own, which follow from torch's seed as its docstring tells."""
     starts_at_weights: ClassVar[bool] = True
     """Whether the pass that moves BatchNorm's statistics is at w; otherwise they are those of other weights."""
     perturbs_by_another: ClassVar[bool] = True
