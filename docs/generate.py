@@ -14,20 +14,27 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
+
+import numpy as np
+import torch
+from torch import nn
 
 import unsharp
-from unsharp import cli, options
-from unsharp.data import SOURCES
+from unsharp import cli, commands_tune, options
+from unsharp.data import SOURCES, ImageSamples
 from unsharp.evaluation import METRICS
-from unsharp.methods import METHODS
+from unsharp.methods import METHODS, Method, PhasedMethod, Problem
 from unsharp.models import MODELS
+from unsharp.phases import Phase
 from unsharp.registry import Registry, summary
-from unsharp.sharpness import RULES
+from unsharp.sharpness import RULES, Rule
+from unsharp.tuning.search import declared
 
 HERE = Path(__file__).resolve().parent
 PAGES = (HERE.parent / "README.md", HERE.parent / "CONTRIBUTING.md", *sorted(HERE.rglob("*.md")))
 BLOCK = re.compile(r"<!-- generated: ([^\n]+?) -->\n.*?<!-- end -->", re.DOTALL)
+COMPARED = ("none", "sam")
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "to_reference": "near the retrained model's"}
 
 
@@ -63,16 +70,96 @@ def methods_by_rules() -> str:
     return "\n\n".join([table(head, rows), *refused])
 
 
+def methods_compared() -> str:
+    """What each method reads, moves and costs, read from its phases on a small problem."""
+    head = ["method", "reads", "phases", "optimiser states", "moves", *(f"passes, `{r}`" for r in COMPARED), "source"]
+    return table(head, [[f"[`{n}`]({n}.md)", *compared(c), c.source] for n, c in METHODS.items()])
+
+
+def compared(cls: type[Method]) -> list[str]:
+    """The cells of a method between its name and its source."""
+    if not issubclass(cls, PhasedMethod):
+        return ["—", "none: a procedure of its own", "—", "—", *("—" for _ in COMPARED)]
+    rule = next(r for r in (cls.default_rule, *COMPARED) if cls.admits(r)[0])
+    phases = phases_on_a_small_problem(cls, rule)
+    turns = sorted({phase.turn for phase in phases})
+    reads = dict.fromkeys(s for phase in phases for s in phase.streams)
+    masked = any(phase.region is not None for phase in phases)
+    passes = [
+        ", then ".join(
+            f"{sum(p.passes for p in phases_on_a_small_problem(cls, r) if p.turn == turn):g}" for turn in turns
+        )
+        if cls.admits(r)[0]
+        else "—"
+        for r in COMPARED
+    ]
+    how = "one" if len(phases) == 1 else f"{len(phases)} {'in turn' if len(turns) > 1 else 'together'}"
+    states = "one per phase" if cls.separate_states else "one"
+    return [", ".join(reads), how, states, "a part of the weights" if masked else "all weights", *passes]
+
+
+def phases_on_a_small_problem(cls: type[PhasedMethod], rule: str) -> list[Phase]:
+    """The method's phases, with its defaults, for a small network and twelve images."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 3))
+    images = np.random.default_rng(0).integers(0, 256, (12, 4, 4, 1), dtype=np.uint8)
+    samples = ImageSamples(images, np.arange(12) % 3)
+    problem = Problem(model=model, samples=samples, forget=np.arange(4), retain=np.arange(4, 12), rule=RULES[rule]())
+    return cls().phases(problem)
+
+
+def tunable() -> str:
+    """What `unsharp tune` searches of each method, where nothing is given."""
+    rows = []
+    for name, method in METHODS.items():
+        values = [f"`{setting}` {', '.join(map(str, v))}" for setting, v in declared(method).items()]
+        rows.append([f"[`{name}`](methods/{name}.md)", "; ".join(values) or "nothing"])
+    return table(["method", "searched"], rows)
+
+
 def rules() -> str:
     """Every rule in a line."""
-    rows = [[f"[`{n}`]({n}.md)", summary(c), c.formula, str(c().passes)] for n, c in RULES.items()]
+    rows = [[f"[`{n}`]({n}.md)", summary(c), c.formula, f"{c().passes:g}"] for n, c in RULES.items()]
     return table(["rule", "what it does", "gradient", "passes"], rows)
+
+
+def rules_compared() -> str:
+    """What each rule needs and leaves behind, by default, read from the rules."""
+    head = [
+        "rule",
+        "off at 0 of",
+        "sign",
+        "perturbs",
+        "BatchNorm's statistics",
+        "draws noise",
+        "ε of another loss",
+        "source",
+    ]
+    return table(head, [[f"[`{n}`]({n}.md)", *traits(c), c.source] for n, c in RULES.items()])
+
+
+def traits(cls: type[Rule]) -> list[str]:
+    """The cells of a rule between its name and its source."""
+    fields, rule = {f.name for f in dataclasses.fields(cls)}, cls()
+    perturbs = get_args(get_type_hints(cls)["perturb"]) if "perturb" in fields else ()
+    statistics = "at w" if rule.starts_at_weights else "at w + ε"
+    if cls.final_weights is not Rule.final_weights:
+        statistics = "at w, anew at the end"
+    return [
+        ", ".join(f"`{name}`" for name in cls.strengths if name in fields) or "—",
+        "min, max" if "sign" in fields else "—",
+        ", ".join(perturbs) or "—",
+        statistics if rule.pieces == 1 else f"{statistics}, of each micro-batch",
+        "yes" if cls.draws else "—",
+        "yes" if cls.perturbs_by_another and perturbs else "—",
+    ]
 
 
 def about(kind: str, name: str) -> str:
     """Formula, source, and parameters of a method or a rule."""
     cls: Any = {"method": METHODS, "rule": RULES}[kind][name]
-    fields = dataclasses.fields(cls)
+    own = inspect.get_annotations(cls)  # what the class is about stands first, what it shares with others after it
+    fields = sorted(dataclasses.fields(cls), key=lambda f: f.name not in own)
     rows = [[f"`{f.name}`", f"`--{option(f.name)}`", f"`{f.default!r}`", described(cls, f.name)] for f in fields]
     parts = [f"    {part.strip()}" for part in cls.formula.split(";  ")]
     text = ["\n".join(parts), f"Source: {cls.source}."]
@@ -133,7 +220,7 @@ def option(field: str) -> str:
 def texts() -> dict[str, str]:
     """What stands under the fields of the classes of options, by `Class.field`."""
     found: dict[str, str] = {}
-    for module in (cli, options):
+    for module in (cli, commands_tune, options):
         classes = (node for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.ClassDef))
         for cls in classes:
             for field, text in itertools.pairwise(cls.body):
@@ -181,7 +268,22 @@ def command(name: str) -> str:
 
 BLOCKS: dict[str, Callable[..., str]] = {
     f.__name__: f
-    for f in (methods, methods_by_rules, rules, about, metrics, about_metrics, data, models, names, group, command)
+    for f in (
+        methods,
+        tunable,
+        methods_compared,
+        methods_by_rules,
+        rules,
+        rules_compared,
+        about,
+        metrics,
+        about_metrics,
+        data,
+        models,
+        names,
+        group,
+        command,
+    )
 }
 
 

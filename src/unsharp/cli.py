@@ -21,6 +21,7 @@ from rich.console import Console
 
 import unsharp
 from unsharp import config, runtime
+from unsharp.commands_tune import Tune
 from unsharp.data import DataConfig
 from unsharp.errors import NonFiniteError, UserError, unknown
 from unsharp.models import ModelConfig
@@ -152,11 +153,13 @@ class Unlearn(Common, Data, Network, Forget, Method):  # pyright: ignore[reportG
     """Run directory; named by content under runs/ if left out."""
     train_config: Text = None
     """JSON file that says how the network was trained, for a checkpoint that does not know (needed to retrain)."""
+    config: Text = None
+    """JSON file of method, rule and loop, such as the `unlearn.json` of a `tune` run; --seed may stand beside it."""
 
     def run(self) -> Answer:
         from unsharp import stages
 
-        how = self.unlearn_config()
+        how = self.unlearn_config(self.config)
         with _setting(self) as at:
             subject = _subject(self, self.model, at, self.train_config)
             run = stages.unlearn_network(subject, _forget_set(self, subject), how, self.out, at)
@@ -164,7 +167,8 @@ class Unlearn(Common, Data, Network, Forget, Method):  # pyright: ignore[reportG
         cost = {k: record[k] for k in ("seconds", "passes", "peak_memory_bytes")}
         if not self.json:
             print(f"{cost['seconds']:.1f} s, {cost['passes']} passes; next: {PROGRAM} evaluate {run.path}")
-        return _run_answer(run) | cost | {"before": run.json(stages.BEFORE_FILE)}
+        course = {"stop": record["about"].get("stop"), "warnings": record["about"].get("warnings", [])}
+        return _run_answer(run) | cost | course | {"before": run.json(stages.BEFORE_FILE)}
 
 
 @dataclass(kw_only=True)
@@ -244,11 +248,13 @@ class ForgetCommand(Common, Data, Network, Forget, Method):  # pyright: ignore[r
     """Membership attacks (`unsharp list metrics`); all by default."""
     show_samples: bool = False
     """Name the forgotten samples in the report."""
+    config: Text = None
+    """JSON file of method, rule and loop, such as the `unlearn.json` of a `tune` run; --seed may stand beside it."""
 
     def run(self) -> Answer:
         from unsharp import stages
 
-        how = self.unlearn_config()
+        how = self.unlearn_config(self.config)
         with _setting(self) as at:
             subject = _subject(self, self.model, at, self.train_config)
             forget = _forget_set(self, subject)
@@ -329,6 +335,7 @@ COMMANDS: dict[str, type] = {
     "split": Split,
     "mask": Mask,
     "unlearn": Unlearn,
+    "tune": Tune,
     "evaluate": Evaluate,
     "report": Report,
     "forget": ForgetCommand,

@@ -25,7 +25,7 @@ def listing(what: str) -> list[dict[str, str]]:
     """Rows about the registered objects of one kind. Raises: UserError for an unknown kind."""
     kinds = {
         "methods": lambda: [_parametrised(n, c) | {"default rule": c.default_rule} for n, c in METHODS.items()],
-        "rules": lambda: [_parametrised(n, c) | {"passes": str(c().passes)} for n, c in RULES.items()],
+        "rules": lambda: [_parametrised(n, c) | {"passes": f"{c().passes:g}"} for n, c in RULES.items()],
         "metrics": lambda: [
             {
                 "name": n,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Optional, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -18,10 +19,13 @@ from unsharp.engine import OptimizerConfig
 from unsharp.errors import UserError
 from unsharp.methods import METHODS
 from unsharp.models import ModelConfig
+from unsharp.published import published_settings
 from unsharp.sharpness import RULES
 from unsharp.training import TrainConfig
 from unsharp.unlearning import UnlearnConfig, configure
 
+METHOD = "sharp_minmax"
+"""The method where none is named."""
 Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
 Count = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
@@ -49,12 +53,15 @@ def _group(name: str, doc: str, owners: Mapping[str, Any], names: Mapping[str, s
     made = []
     for option, whose in found.items():
         kind, text, default = kinds[option]
+        metavar = _metavar(kind)
+        if get_origin(kind) is dict:
+            kind, metavar = tuple[str, ...], "NAME=VALUE [NAME=VALUE ...]"
         if kind is bool and default == "(default: False)":
             flag = tyro.conf.arg(help=f"{text} ({', '.join(whose)})" if len(owners) > 1 else text)
             made.append((option, Annotated[bool, flag], dataclasses.field(default=False)))
             continue
         hint = f"({', '.join(whose)})" if len(owners) > 1 else default
-        shown = tyro.conf.arg(help=text, help_behavior_hint=hint, metavar=_metavar(kind))
+        shown = tyro.conf.arg(help=text, help_behavior_hint=hint, metavar=metavar)
         made.append((option, Annotated[Optional[kind], shown], dataclasses.field(default=None)))  # noqa: UP045
     group = dataclasses.make_dataclass(name, made, kw_only=True)
     group.__doc__ = doc
@@ -79,6 +86,8 @@ def _metavar(kind: Any) -> str:
     parts = [part for part in get_args(kind) or (kind,) if part not in (type(None), Ellipsis)]
     if get_origin(kind) is Literal:
         return "|".join(map(str, parts))
+    if get_origin(kind) in (Union, types.UnionType) and len(parts) > 1:
+        return "|".join(map(_metavar, parts))
     inner = parts[0]
     if get_origin(kind) is tuple or get_origin(inner) is tuple:
         word = _metavar(get_args(inner)[0] if get_origin(inner) is tuple else inner)
@@ -88,13 +97,17 @@ def _metavar(kind: Any) -> str:
 
 def _given(options: Any, group: type) -> dict[str, Any]:
     """The options of a group that were given, by name; a flag that is not set was not given."""
-    return {f.name: v for f in dataclasses.fields(group) if (v := getattr(options, f.name)) != f.default}
+    given = {f.name: v for f in dataclasses.fields(group) if (v := getattr(options, f.name)) != f.default}
+    return {name: _pairs(name, v) if name in PAIRS else v for name, v in given.items()}
 
 
 DATA_NAMES = {"data": "name", "data_dir": "dir"}
 OWN_OPTION = {"optimizer": "", "options": "", "seed": "", "method": "", "rule": "", "name": "optimizer"}
+EXAMPLES = {"phase_lr": "forget=0.001", "phase_schedule": "forget=cosine"}
+PAIRS = {"phase_lr": float, "phase_schedule": str}
+"""Options that take NAME=VALUE pairs, by what a value is."""
 DataFields = _group("DataFields", "The data.", {"data": DataConfig}, {v: k for k, v in DATA_NAMES.items()})
-TrainFields = _group("TrainFields", "The training.", {"train": TrainConfig}, OWN_OPTION)
+TrainFields = _group("TrainFields", "The training.", {"train": TrainConfig}, OWN_OPTION | dict.fromkeys(PAIRS, ""))
 UnlearnFields = _group("UnlearnFields", "The loop.", {"unlearn": UnlearnConfig}, OWN_OPTION)
 OptimizerFields = _group("OptimizerFields", "The optimiser.", {"optimizer": OptimizerConfig}, OWN_OPTION)
 MethodFields = _group("MethodFields", "Parameters of the methods.", METHODS)
@@ -238,20 +251,67 @@ class Rule(RuleFields):  # pyright: ignore[reportGeneralTypeIssues]
 class Method(MethodFields, Rule, OptimizerFields, UnlearnFields):  # pyright: ignore[reportGeneralTypeIssues]
     """Options of the method, of its loop and of its optimiser."""
 
-    method: str = "sharp_minmax"
-    """Method (`unsharp list methods`)."""
-    seed: int = 0
-    """Seed of data order, augmentation, dropout, and of what the method draws."""
+    method: Text = None
+    """Method (`unsharp list methods`); sharp_minmax, if left out."""
+    seed: Count = None
+    """Seed of data order, augmentation, dropout, and of what the method draws; 0, if left out."""
+    published: bool = False
+    """Step as the published code of Sharp MinMax does, but for the options that are given (docs/published-code.md)."""
 
-    def unlearn_config(self) -> Any:
-        """What the options say of the unlearning. Raises: UserError for an option that nobody takes."""
+    def unlearn_settings(self) -> dict[str, Any]:
+        """The settings that were given, by name, without method, rule and seed; those of --published with them."""
         groups = (MethodFields, RuleFields, OptimizerFields, UnlearnFields)
         given = {name: value for group in groups for name, value in _given(self, group).items()}
-        return configure(self.method, rule=self.rule, seed=self.seed, **given)
+        if not self.published:
+            return given
+        method = self.method or METHOD
+        return published_settings(method, self.rule or METHODS[method].default_rule) | given
+
+    def unlearn_config(self, file: str | None = None) -> UnlearnConfig:
+        """What the options, or a file, say of the unlearning.
+
+        Args:
+            file: JSON file of an unlearning configuration; beside it only the seed may be given.
+
+        Raises:
+            UserError: for an option that nobody takes, or that the file says already.
+        """
+        if file is None:
+            return configure(self.method or METHOD, rule=self.rule, seed=self.seed or 0, **self.unlearn_settings())
+        given = [] if self.published else [*self.unlearn_settings()]
+        if named := [*given, *(name for name in ("method", "rule", "published") if getattr(self, name))]:
+            raise UserError(
+                f"--config says method, rule and loop already; leave {' '.join(f'--{_option(n)}' for n in named)} out, "
+                "or change the file (--seed alone may stand beside it)"
+            )
+        how = config.load(UnlearnConfig, file)
+        return how if self.seed is None else dataclasses.replace(how, seed=self.seed)
+
+
+def _option(field: str) -> str:
+    return field.replace("_", "-")
 
 
 def _amount(value: float | None) -> int | float | None:
     return int(value) if value is not None and value >= 1 and value.is_integer() else value
+
+
+def _pairs(option: str, pairs: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    kind = PAIRS[option]
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        try:
+            if not (name and equals and value):
+                raise ValueError
+            read = kind(value)
+        except ValueError:
+            shown = f"NAME={_metavar(kind)}"
+            raise UserError(f"--{_option(option)} must be {shown}, such as {EXAMPLES[option]}; got {pair!r}") from None
+        if name in found:
+            raise UserError(f"--{_option(option)} names {name!r} twice; give it one value")
+        found[name] = read
+    return found
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from unsharp.evaluation.accuracy import accuracy
 from unsharp.models import ModelConfig
 from unsharp.progress import SILENT, Progress
 from unsharp.reference import RECORD_FILE, Recipe, Reference, retrain
+from unsharp.stopping import NOT_RETRAINABLE
 from unsharp.subject import Origin, Subject, accuracies, chance, check_reference, check_trained, load_subject, watch
 from unsharp.training import Record, TrainConfig, initial_model, train
 from unsharp.unlearning import UnlearnConfig
@@ -172,6 +173,7 @@ def unlearn_network(
         NonFiniteError: if a step is not finite.
     """
     settings = {"checkpoint": subject.digest, "origin": subject.origin, "forget": forget.hash, "unlearn": how}
+    _check_stop(subject, how, at)
 
     def work(workspace: Workspace) -> None:
         before = subject.outputs_of(subject.model, forget)
@@ -186,8 +188,10 @@ def unlearn_network(
             retrain=_retraining(subject, forget, at),
             workspace=workspace,
             save_seconds=at.save_seconds,
-            on_epoch=watch(subject.splits, forget),
+            on_epoch=watch(subject.splits.train, forget),
             progress=at.progress,
+            validation=subject.splits.validation,
+            say=at.say,
         )
         made = {"origin": subject.origin, "unlearn": how, "forget": forget.hash}
         checkpoints.save_model(workspace.file(MODEL_FILE), network, made)
@@ -311,6 +315,7 @@ def forget_samples(
 
     check_attacks(attacks or ())
     _check_store(at)
+    _check_stop(subject, how, at)
     settings = {
         "checkpoint": subject.digest,
         "origin": subject.origin,
@@ -370,6 +375,8 @@ def about(subject: Subject, forget: ForgetSet, how: dict[str, Any], record: Reco
         "forget": {"rule": forget.rule, "n": len(forget), "hash": forget.hash},
         "ids": forget.ids.tolist(),
         "history": record.history,
+        "stop": record.about.get("stop"),
+        "warnings": record.about.get("warnings", []),
         "versions": runtime.versions(),
     }
 
@@ -384,6 +391,14 @@ def _retraining(subject: Subject, forget: ForgetSet, at: Setting) -> Callable[[]
         return found.model, found.record
 
     return run
+
+
+def _check_stop(subject: Subject, how: UnlearnConfig, at: Setting) -> None:
+    """Raise UserError where the retrained network is to say when to stop, and cannot be had, before any work."""
+    if how.stop_at == "retrained":
+        if subject.origin.recipe is None:
+            raise UserError(NOT_RETRAINABLE)
+        _check_store(at)
 
 
 def _check_store(at: Setting) -> None:
