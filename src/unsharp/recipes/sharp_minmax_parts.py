@@ -190,8 +190,10 @@ def page(options: Options, rows: list[dict[str, Any]], facts: list[dict[str, Any
     for title, key in shown.items():
         parts += [f"### {title}, gap to the retrained network", _gaps(facts, key)]
     parts += [
-        "### Membership inference (SVC on confidence, %), gap to the retrained network",
-        _gaps(facts, "svc_confidence"),
+        "### Membership inference (SVC on confidence, % of the forget set taken for unseen), gap to the retrained network",
+        _gaps(facts, ATTACKS[0]),
+        "### Membership inference (threshold on modified entropy), gap to the retrained network",
+        _gaps(facts, ATTACKS[1]),
         "### Cost",
         _costs(facts),
         "### How the settings were chosen",
@@ -241,8 +243,8 @@ def _table(levels: Sequence[str], facts: Sequence[Mapping[str, Any]], value: Any
 
 def _gaps(facts: Sequence[Mapping[str, Any]], key: str) -> str:
     def gap(fact: Mapping[str, Any]) -> float | None:
-        found = fact["metrics"]["gap"].get(key)
-        return found.get("mia") if isinstance(found, Mapping) else found
+        gaps = fact["metrics"]["gap"]
+        return gaps["mia"].get(key, {}).get("mia") if key in ATTACKS else gaps.get(key)
 
     return _table(LEVELS, facts, gap)
 
