@@ -77,6 +77,7 @@ def train(
     workspace: Workspace | None = None,
     save_seconds: float = 60.0,
     on_epoch: Callable[[], Mapping[str, float]] | None = None,
+    stop: Callable[[Mapping[str, float]], bool] | None = None,
     progress: Progress = SILENT,
     label: str = "training",
 ) -> Record:
@@ -91,6 +92,7 @@ def train(
         workspace: Where the state is kept from which a killed run goes on; None keeps none.
         save_seconds: Seconds between two savings within an epoch.
         on_epoch: Called after each epoch; what it returns joins the history.
+        stop: Told of each epoch's row of the history; training ends where it says so.
         progress: Told of each batch.
         label: Shown with the progress.
 
@@ -109,6 +111,7 @@ def train(
         workspace=workspace,
         save_seconds=save_seconds,
         on_epoch=on_epoch,
+        stop=stop,
         progress=progress,
         label=label,
     )

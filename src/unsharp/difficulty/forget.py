@@ -13,7 +13,9 @@ import numpy as np
 
 from unsharp.config import from_dict, to_dict
 from unsharp.difficulty.files import as_ids, find, read_ids, refuse_repeated
-from unsharp.difficulty.scores import SCORE_KINDS, ScoreKind, as_difficulty, check_kind, load_scores
+from unsharp.difficulty.kinds import ScoreKind
+from unsharp.difficulty.result import Scores
+from unsharp.difficulty.scores import as_scores, check_kind, read_scores
 from unsharp.errors import UserError, listed, unknown
 
 if TYPE_CHECKING:
@@ -33,12 +35,14 @@ class ForgetConfig:
         random: Number of samples (int, at least 1) or fraction of the samples (float in (0, 1)), drawn with `seed`.
         classes: Class names or indices; a string is a name first, an index if no class is called so.
         ids: File of ids: CSV (`FILE[:COLUMN]`), JSON, or text with one per line.
-        scores: Score file, `FILE[:KEY]`; needs `level` and `n`.
-        score_kind: "memorization" (higher is harder) or "cscore" (lower is harder).
+        scores: Score file, `FILE[:KEY]`, or the directory of a run that estimated scores; needs `level` and `n`.
+        score_kind: "memorization" (higher is harder), "cscore" (lower is harder), or the name of a proxy; None takes
+            what the file says, and memorization where it says nothing.
         level: "high" (hardest), "low" (easiest), "mid" (nearest to a score of 0.5), or "mix": a third of each,
             disjoint; where `n` leaves a rest on division by 3, high and then mid get one more.
         n: Number (int) or fraction (float in (0, 1)) of the samples, for `scores`.
-        mid: What "mid" is near to: "half" (a score of 0.5, as in the paper) or "median" (of the samples' scores).
+        mid: What "mid" is near to: "half" (a score of 0.5, as in the paper), for scores on the scale of probabilities
+            only, or "median" (of the samples' scores).
         seed: Seed of the random choice, at least 0.
     """
 
@@ -46,7 +50,7 @@ class ForgetConfig:
     classes: tuple[str | int, ...] | None = None
     ids: str | None = None
     scores: str | None = None
-    score_kind: ScoreKind = "memorization"
+    score_kind: ScoreKind | None = None
     level: Level | None = None
     n: int | float | None = None
     mid: Mid = "half"
@@ -61,7 +65,8 @@ class ForgetConfig:
             raise UserError(f"seed must be at least 0, got {self.seed}")
         if self.mid not in MIDS:
             raise unknown("mid", self.mid, MIDS)
-        check_kind(self.score_kind)
+        if self.score_kind is not None:
+            check_kind(self.score_kind)
         if self.scores is None:
             if self.level is not None or self.n is not None:
                 raise UserError(f"level and n belong to scores, but the forget set is given by {given[0]}")
@@ -165,7 +170,7 @@ def choose(config: ForgetConfig, samples: Samples, *, id_column: str | None = No
     """
     config.check()
     if config.random is not None:
-        k = _amount("random", config.random, len(samples))
+        k = amount("random", config.random, len(samples))
         # The order of uniform draws, so that with one seed a smaller set lies within a larger one.
         order = np.argsort(np.random.default_rng(config.seed).random(len(samples)), kind="stable")
         rule = f"{k:,} of {len(samples):,} samples, drawn at random with seed {config.seed}"
@@ -178,8 +183,8 @@ def choose(config: ForgetConfig, samples: Samples, *, id_column: str | None = No
     assert config.scores is not None  # by check()
     assert config.level is not None
     assert config.n is not None
-    difficulty = load_scores(config.scores, samples, kind=config.score_kind)
-    return _by_level(difficulty, samples, config.score_kind, config.level, config.n, config.mid, config)
+    scores = read_scores(config.scores, samples, kind=config.score_kind)
+    return _by_level(scores, samples, config.level, config.n, config.mid, config)
 
 
 def from_ids(ids: Iterable[object], samples: Samples) -> ForgetSet:
@@ -216,20 +221,22 @@ def from_indices(indices: Sequence[int] | np.ndarray, samples: Samples) -> Forge
 
 
 def from_scores(
-    scores: np.ndarray,
+    scores: np.ndarray | Scores,
     samples: Samples,
     *,
     level: Level,
     n: int | float,
-    kind: ScoreKind = "memorization",
+    kind: ScoreKind | None = None,
     mid: Mid = "half",
 ) -> ForgetSet:
     """The forget set of one level of difficulty, from scores in memory.
 
     Args:
-        scores: (len(samples),) finite floats, one for each sample, in the order of `samples`.
+        scores: (len(samples),) finite floats, one for each sample, in the order of `samples`; or what a proxy returned
+            for these samples.
         samples: The data set.
-        level, n, kind, mid: As in `ForgetConfig`.
+        level, n, mid: As in `ForgetConfig`.
+        kind: What an array of scores is; None is "memorization". `Scores` say it themselves.
 
     Raises:
         UserError: as `choose` does.
@@ -238,7 +245,11 @@ def from_scores(
     _check_amount("n", n)
     if mid not in MIDS:
         raise unknown("mid", mid, MIDS)
-    return _by_level(as_difficulty(scores, samples, kind), samples, kind, level, n, mid, None)
+    if not isinstance(scores, Scores):
+        scores = as_scores(scores, samples, kind or "memorization")
+    elif kind not in (None, scores.kind) or not np.array_equal(scores.ids, samples.ids):
+        raise UserError(f"scores are of kind {scores.kind!r} and of {len(scores)} samples; give them with just these")
+    return _by_level(scores, samples, level, n, mid, None)
 
 
 def rank(difficulty: np.ndarray, ids: np.ndarray, level: Level, n: int, middle: float) -> np.ndarray:
@@ -270,18 +281,23 @@ def rank(difficulty: np.ndarray, ids: np.ndarray, level: Level, n: int, middle: 
 
 
 def _by_level(
-    difficulty: np.ndarray,
+    scores: Scores,
     samples: Samples,
-    kind: ScoreKind,
     level: Level,
     n: int | float,
     mid: Mid,
     config: ForgetConfig | None,
 ) -> ForgetSet:
-    k = _amount("n", n, len(samples))
+    k = amount("n", n, len(samples))
     if level == "mix" and k < 3:
         raise UserError(f"n is {k}: a mix of high, mid and low needs at least 3 samples")
-    half = -0.5 if kind == "cscore" else 0.5
+    difficulty, about = scores.difficulty, scores.about
+    if mid == "half" and level in ("mid", "mix") and not about.unit_scale:
+        raise UserError(
+            f"level {level} is near to a score of 0.5, which means nothing for {about.title}s: they are no "
+            "probabilities; take mid='median' (--mid median)"
+        )
+    half = 0.5 if about.higher_is_harder else -0.5
     middle = half if mid == "half" else float(np.median(difficulty))
     near = "0.5" if mid == "half" else "the median"
     how = {
@@ -290,7 +306,7 @@ def _by_level(
         "mid": f"those nearest to {near}",
         "mix": f"in disjoint thirds the hardest, those nearest to {near}, and the easiest",
     }[level]
-    rule = f"{k:,} of {len(samples):,} samples: {how} by {SCORE_KINDS[kind]}"
+    rule = f"{k:,} of {len(samples):,} samples: {how} by {about.title}"
     return _forget_set(rank(difficulty, samples.ids, level, k, middle), samples, rule, config)
 
 
@@ -360,7 +376,7 @@ def _check_amount(name: str, value: object) -> None:
         raise UserError(f"{name} as a fraction must lie in (0, 1), got {value}; write a whole number without a point")
 
 
-def _amount(name: str, value: int | float, n_samples: int) -> int:
+def amount(name: str, value: int | float, n_samples: int) -> int:
     """An amount as a number of samples; a fraction is rounded as Python's `round` does, halves to even."""
     k = value if isinstance(value, int) else round(value * n_samples)
     if k < 1:

@@ -142,7 +142,7 @@ class RUM(AppliedMethod):
         if self.part_scores is not None:
             from unsharp.difficulty.scores import load_scores
 
-            return load_scores(self.part_scores, problem.samples, kind="memorization")[problem.forget]
+            return load_scores(self.part_scores, problem.samples)[problem.forget]
         from unsharp.evaluation.predictions import predict
 
         found = predict(problem.model, problem.samples, problem.forget, problem.batch_size)

@@ -15,7 +15,8 @@ from torch import Tensor
 from unsharp.config import digest
 from unsharp.data.share import share_of
 from unsharp.difficulty import ForgetSet, load_scores
-from unsharp.difficulty.scores import ScoreKind
+from unsharp.difficulty.kinds import ScoreKind
+from unsharp.difficulty.scores import DEFAULT_KIND, read_scores
 from unsharp.errors import UserError
 from unsharp.masks import Mask
 from unsharp.methods.base import METHODS, PhasedMethod, Problem, check_fraction
@@ -151,18 +152,20 @@ class Plan:
 
     def _train_scores(self) -> tuple[np.ndarray | None, ScoreKind]:
         chosen = self.forget.config
-        kind: ScoreKind = self.how.score_kind or (chosen.score_kind if chosen is not None else "memorization")
+        kind = self.how.score_kind or (chosen.score_kind if chosen is not None else None)
         if self.how.train_scores is not None:
-            return load_scores(self.how.train_scores, self.subject.splits.train, kind=kind), kind
+            found = read_scores(self.how.train_scores, self.subject.splits.train, kind=kind)
+            return found.difficulty, found.kind
         if chosen is None or chosen.scores is None or self.how.target_accuracy is not None:
-            return None, kind
+            return None, kind or DEFAULT_KIND
         try:
-            return load_scores(chosen.scores, self.subject.splits.train, kind=kind), kind
+            found = read_scores(chosen.scores, self.subject.splits.train, kind=kind)
+            return found.difficulty, found.kind
         except UserError as error:
             if self.how.target in ("scores", "matched") or self.how.unseen_scores is not None:
                 raise
             self.lost = f"the scores by which the forget set was chosen cannot be read: {error}"
-            return None, kind
+            return None, kind or DEFAULT_KIND
 
     def _unseen_scores(self) -> np.ndarray | None:
         if self.how.unseen_scores is None:

@@ -21,7 +21,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import expit, logit
 
-from unsharp.difficulty.scores import ScoreKind
+from unsharp.difficulty.kinds import ScoreKind, kind_named
 from unsharp.errors import UserError, listed, unknown
 
 TargetKind = Literal["auto", "classes", "matched", "scores"]
@@ -30,6 +30,8 @@ NEIGHBOURS, SHARE = 10, 0.1
 """A forgotten sample is stood for by at most so many unseen ones of its class, and at most this share of them."""
 EDGE = 1e-3
 """Chances are kept so far from 0 and 1, where no shift would move them."""
+UNSEEN_CHANCES = ("cscore", "held_out")
+"""Kinds of scores that are chances of networks which have not seen the sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,24 +128,30 @@ def weighted(correct: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
 def chances(difficulty: np.ndarray, kind: ScoreKind) -> np.ndarray:
     """The chance that a network which has not seen a sample is right on it, by the definition of its score.
 
-    A C-score is that chance (Jiang et al. 2021). A memorization score is the chance with the sample in the training set
-    minus that without it (Feldman & Zhang 2020); the first is taken as 1.
+    A C-score is that chance (Jiang et al. 2021), and so is a held-out score. A memorization score is the chance with
+    the sample in the training set minus that without it (Feldman & Zhang 2020); the first is taken as 1.
 
     Args:
         difficulty: (n,) float64 as `load_scores` returns them: C-scores negated, memorization scores as they are.
         kind: What they are.
 
     Raises:
-        UserError: if they are no such scores, since they leave [0, 1] (memorization scores: [−1, 1]).
+        UserError: if they are of another kind, or no such scores, since they leave [0, 1] (memorization scores:
+            [−1, 1]).
     """
-    scores = -difficulty if kind == "cscore" else difficulty
-    low = 0.0 if kind == "cscore" else -1.0
+    if kind not in UNSEEN_CHANCES and kind != "memorization":
+        raise UserError(
+            f"target 'scores' needs memorization scores or C-scores, but these are {kind_named(kind).title}s; take "
+            "target 'classes', or give --target-accuracy"
+        )
+    scores = -difficulty if kind in UNSEEN_CHANCES else difficulty
+    low = 0.0 if kind in UNSEEN_CHANCES else -1.0
     if scores.min() < low - 1e-6 or scores.max() > 1 + 1e-6:
         raise UserError(
             f"target 'scores' needs scores in [{low:g}, 1], chances or differences of chances, but these reach from "
             f"{scores.min():.3g} to {scores.max():.3g}; take target 'classes', or give --target-accuracy"
         )
-    return np.clip(scores if kind == "cscore" else 1 - scores, 0, 1)
+    return np.clip(scores if kind in UNSEEN_CHANCES else 1 - scores, 0, 1)
 
 
 def shifted(chance: np.ndarray, mean: float) -> np.ndarray:
