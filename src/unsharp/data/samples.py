@@ -184,10 +184,14 @@ class ImageSamples(Samples):
         return self._digest("images", self.images.shape, chunks)
 
     def batches(self, order: np.ndarray, sizes: Sequence[int], *, draws: np.ndarray | None) -> Iterator[Batch]:
+        return self.batches_by_row(order, sizes, None if draws is None else draws[order])
+
+    def batches_by_row(self, order: np.ndarray, sizes: Sequence[int], rows: np.ndarray | None) -> Iterator[Batch]:
+        """`batches` with a row (k, COLUMNS) for each entry of `order`, so that a sample may come twice in two ways."""
         indices = torch.from_numpy(np.ascontiguousarray(order, np.int64))
         at = indices.to(self.device, non_blocking=True)
         crops = place(
-            None if draws is None else draws[order],
+            rows,
             order,
             sizes,
             padded=self._padded.shape,
@@ -252,6 +256,10 @@ class TensorSamples(Samples):
         return self._digest(f"tensors {self.inputs.dtype}", self.inputs.shape, chunks)
 
     def batches(self, order: np.ndarray, sizes: Sequence[int], *, draws: np.ndarray | None) -> Iterator[Batch]:
+        return self.batches_by_row(order, sizes, None)
+
+    def batches_by_row(self, order: np.ndarray, sizes: Sequence[int], rows: np.ndarray | None) -> Iterator[Batch]:
+        """`batches`; these samples have no use for the rows."""
         indices = torch.from_numpy(np.ascontiguousarray(order, np.int64))
         at = indices.to(self.device, non_blocking=True)
         for span in spans(sizes):
@@ -319,11 +327,16 @@ class StreamedSamples(Samples):
         return self._digest("streamed", self.input_shape, [content.encode()])
 
     def batches(self, order: np.ndarray, sizes: Sequence[int], *, draws: np.ndarray | None) -> Iterator[Batch]:
+        return self.batches_by_row(order, sizes, None if draws is None else draws[order])
+
+    def batches_by_row(self, order: np.ndarray, sizes: Sequence[int], rows: np.ndarray | None) -> Iterator[Batch]:
+        """`batches` with a row (k, COLUMNS) for each entry of `order`, so that a sample may come twice in two ways."""
         # Workers are kept between epochs. Two streams may run at a time, so each takes a loader for itself.
         loader = self._idle.pop() if self._idle else self._loader()
         batches = [order[span] for span in spans(sizes)]
+        drawn = [None] * len(order) if rows is None else rows
         loader.batch_sampler.requests = [  # type: ignore[union-attr]
-            [(int(i), None if draws is None else draws[i]) for i in batch] for batch in batches
+            [(int(i), row) for i, row in zip(order[span], drawn[span])] for span in spans(sizes)
         ]
         try:
             for batch, inputs in zip(batches, loader, strict=True):

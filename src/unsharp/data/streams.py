@@ -55,8 +55,8 @@ class Stream:
             raise UserError(f"batch_size must be at least 1, got {self.batch_size}")
         if not 0 <= self.rank < self.world:
             raise UserError(f"rank must be in 0..{self.world - 1}, got {self.rank}")
-        if int(self._sizes.min()) < self.world:
-            raise UserError(f"a batch of {self._sizes.min()} does not fill {self.world} processes; raise batch_size")
+        if int(self.sizes.min()) < self.world:
+            raise UserError(f"a batch of {self.sizes.min()} does not fill {self.world} processes; raise batch_size")
 
     @property
     def n_batches(self) -> int:
@@ -66,10 +66,10 @@ class Stream:
     @property
     def smallest_batch(self) -> int:
         """Samples in the smallest batch that any of the processes gets."""
-        return int(self._sizes.min()) // self.world
+        return int(self.sizes.min()) // self.world
 
     @cached_property
-    def _sizes(self) -> np.ndarray:
+    def sizes(self) -> np.ndarray:
         """Sizes of the batches over all ranks."""
         if self.last_batch == "short":
             return np.diff(np.append(np.arange(0, len(self.indices), self.batch_size), len(self.indices)))
@@ -95,12 +95,18 @@ class Stream:
             yield from self._cycle(epoch, cycle if self.cycle == "anew" else 0, first, last)
             start = cycle * self.n_batches + last
 
-    def _cycle(self, epoch: int, cycle: int, first: int, last: int) -> Iterator[Batch]:
-        table = np.zeros((len(self.samples), COLUMNS))  # rows of other samples are not read
+    def drawn(self, epoch: int, cycle: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """One run through the samples: their positions (k,) in its order, and the row (k, COLUMNS) that each draws."""
         rows = self.samples.source_positions[self.indices]
-        table[self.indices] = draws_at(rows, self.seed, epoch, self.samples.source_size, cycle)
-        order = self.indices[np.argsort(table[self.indices, ORDER], kind="stable")]
-        batches = np.split(order, np.cumsum(self._sizes)[:-1])[first:last]
+        table = draws_at(rows, self.seed, epoch, self.samples.source_size, cycle)
+        place = np.argsort(table[:, ORDER], kind="stable")
+        return self.indices[place], table[place]
+
+    def _cycle(self, epoch: int, cycle: int, first: int, last: int) -> Iterator[Batch]:
+        order, rows = self.drawn(epoch, cycle)
+        table = np.zeros((len(self.samples), COLUMNS))  # rows of other samples are not read
+        table[order] = rows
+        batches = np.split(order, np.cumsum(self.sizes)[:-1])[first:last]
         mine = [batch[self.rank :: self.world] for batch in batches]
         yield from self.samples.batches(np.concatenate(mine), [len(batch) for batch in mine], draws=table)
 
