@@ -86,6 +86,10 @@ TIERS: tuple[tuple[Variant, ...], ...] = (
             grid={"alpha": [0.99, 0.97, 0.95], "lr": [1e-3, 3e-3]},
         ),
     ),
+    (
+        _minmax("both sharpness terms, no mask, single-step ASAM", "s2sam", adaptive=True, select="all"),
+        _minmax("both sharpness terms, no mask, ASAM every 10th step", every=10, select="all"),
+    ),
 )
 """The variants, in the order in which they are worth having."""
 
@@ -148,6 +152,7 @@ def _by_seed(
         found += compare(what, out, seeds=[seed], points=points, **pool)
         artifacts.write_json(out / "facts.json", before + found)
         artifacts.write_text(out / "page.md", page(options, rows, before + found))
+        artifacts.write_text(out / "frontier.svg", figure(before + found))
     return found
 
 
@@ -190,12 +195,16 @@ def page(options: Options, rows: list[dict[str, Any]], facts: list[dict[str, Any
     for title, key in shown.items():
         parts += [f"### {title}, gap to the retrained network", _gaps(facts, key)]
     parts += [
-        "### Membership inference (SVC on confidence, % of the forget set taken for unseen), gap to the retrained network",
+        "### Membership inference (SVC on confidence; % of the forget set called unseen), gap to the retrained network",
         _gaps(facts, ATTACKS[0]),
         "### Membership inference (threshold on modified entropy), gap to the retrained network",
         _gaps(facts, ATTACKS[1]),
         "### Cost",
         _costs(facts),
+        f"### ToW for its cost: is it within a point of {FULL}?",
+        "Mean over the three sets. It holds where the 95 % interval of the paired difference lies above −1, fails "
+        "where the interval lies below −1, and is undecided otherwise. The numbers are those of the figure.",
+        _frontier(facts),
         "### How the settings were chosen",
         f"By ToW on the {TUNED_FOR} set of seed {TUNED_ON} with the validation images.",
         _choices(rows),
@@ -270,6 +279,62 @@ def _costs(facts: Sequence[Mapping[str, Any]]) -> str:
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _frontier(facts: Sequence[Mapping[str, Any]]) -> str:
+    """Passes against ToW, cheapest first: what each variant is worth beside the full method."""
+    lines = [f"| | variant | passes / {PLAIN} | ToW | less {FULL} | within a point |", "|---:|---|---:|---:|---:|---|"]
+    for i, (name, cost, own, paired) in enumerate(sorted(worth(facts), key=lambda row: (row[1], row[0])), 1):
+        lines.append(
+            f"| {i} | {name} | {cost:.2f} | {_interval(own)} | {_interval(paired, sign=True)} | {verdict(paired)} |"
+        )
+    return "\n".join(lines)
+
+
+def worth(facts: Sequence[Mapping[str, Any]]) -> list[tuple[str, float, list[float], list[float]]]:
+    """Of each variant: its passes over NegGrad's, its mean ToW for each seed, and that less the full method's."""
+
+    def mean_tow(name: str) -> dict[int, float]:
+        return _values(facts, name, "mean", lambda f: f["metrics"]["tow"])
+
+    def mean_passes(name: str) -> float:
+        return stats.mean_interval([f["metrics"]["passes"] for f in facts if f["variant"] == name]).mean
+
+    full, found = mean_tow(FULL), []
+    for name in _names(facts):
+        own = mean_tow(name)
+        paired = [own[seed] - full[seed] for seed in own if seed in full]
+        if paired:
+            found.append((name, mean_passes(name) / mean_passes(PLAIN), list(own.values()), paired))
+    return found
+
+
+def verdict(paired: Sequence[float], within: float = 1.0) -> str:
+    """Whether differences show that a variant loses no more than `within` points: holds, fails, or undecided."""
+    interval = stats.mean_interval(paired)
+    if interval.low is None or interval.high is None:
+        return "undecided"
+    return "holds" if interval.low > -within else "fails" if interval.high < -within else "undecided"
+
+
+def figure(facts: Sequence[Mapping[str, Any]]) -> str:
+    """Mean ToW against passes, as SVG; numbers name the variants in the order of the table."""
+    from unsharp.report import figures
+
+    rows = sorted(worth(facts), key=lambda row: (row[1], row[0]))
+    with figures.canvas(4.2, 1, sharey=False) as (drawn, (ax,)):
+        for i, (name, cost, own, _) in enumerate(rows):
+            interval = stats.mean_interval(own)
+            masked = name not in (PLAIN, "SAUL") and not name.startswith((f"{PLAIN},", "both"))
+            colour, marker = (figures.COLOURS[1], "s") if masked else (figures.COLOURS[0], "o")
+            ax.errorbar(cost, interval.mean, yerr=interval.half_width, color=colour, marker=marker, linestyle="none")
+            ax.annotate(f"{i + 1}", (cost, interval.mean), xytext=(6, 3), textcoords="offset points")
+        ax.set_xlabel("passes, relative to NegGrad")
+        ax.set_title("ToW, mean over the sets, 95 % interval over seeds", loc="left")
+        for label, marker, colour in (("with a mask", "s", 1), ("without", "o", 0)):
+            ax.plot([], [], color=figures.COLOURS[colour], marker=marker, linestyle="none", label=label)
+        drawn.legend(loc="outside upper left", ncols=2)
+        return figures.as_svg(drawn)
 
 
 def _choices(rows: Sequence[Mapping[str, Any]]) -> str:
