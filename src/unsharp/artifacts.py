@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ RUN_FILE = "run.json"
 RESUME_FILE = "resume.pt"
 LOCK_FILE = ".lock"
 SETTINGS_FILE = "settings.json"
+LOCK_SECONDS = 0.1
+"""Between two looks at a lock that another process holds."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def perform(
     found = _same_run(path, stage, settings, force)
     if found is not None:
         return found
-    partial = path.parent / f".{path.name}.partial"
+    partial = _partial(path)
     with writing(path), _locked(partial, wait):
         found = _same_run(path, stage, settings, force)  # another process may have done it meanwhile
         if found is not None:
@@ -155,6 +158,46 @@ def perform(
         _remove(e for e in partial.iterdir() if e.name in (RESUME_FILE, SETTINGS_FILE) or e.name.startswith("."))
         _swap(partial, path)
     return Run(path, stage, settings, values["provenance"])
+
+
+def adopt(path: str | Path, fill: Callable[[Path], None]) -> Run:
+    """Give a finished run that was made elsewhere its name here, or keep the one that is there.
+
+    Args:
+        path: The run directory.
+        fill: Writes the files of the run, `run.json` among them, into the directory that it is given.
+
+    Raises:
+        UserError: if `path` is in use by another process or cannot be written, or what was written is no run.
+    """
+    path = Path(path)
+    partial = _partial(path)
+    with writing(path), _locked(partial, wait=False):
+        if not (path / RUN_FILE).is_file():
+            _remove(entry for entry in partial.iterdir() if entry.name != LOCK_FILE)
+            fill(partial)
+            open_run(partial)
+            (partial / LOCK_FILE).unlink()
+            _swap(partial, path)
+        else:
+            shutil.rmtree(partial, ignore_errors=True)
+    return open_run(path)
+
+
+def wait_until_free(path: str | Path, seconds: float) -> bool:
+    """Wait until no process is at work on the run directory `path`; False if one still is after `seconds`."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with open(_partial(Path(path)) / LOCK_FILE) as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return True
+        except FileNotFoundError:
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(LOCK_SECONDS)
 
 
 @contextlib.contextmanager
@@ -293,6 +336,10 @@ def _recover(path: Path) -> None:
     """Undo a swap that a kill cut in two."""
     if not path.exists() and _old(path).exists():
         os.replace(_old(path), path)
+
+
+def _partial(path: Path) -> Path:
+    return path.parent / f".{path.name}.partial"
 
 
 def _old(path: Path) -> Path:

@@ -58,6 +58,11 @@ def set_threads(n: int | None) -> int:
     return torch.get_num_threads()
 
 
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def seed_all(seed: int) -> None:
     """Seed torch (all devices) for weights and dropout; the randomness of data has its own tables (`data.draws`)."""
     torch.manual_seed(seed)

@@ -8,16 +8,32 @@ from pathlib import Path
 from typing import Protocol
 
 from unsharp import artifacts
-from unsharp.errors import UserError
+from unsharp.errors import UserError, unknown
 from unsharp.progress import SILENT, Progress
 from unsharp.sweep.cells import Cell, Failure, Result, SweepError, finished, report, run_cell, written_down
 from unsharp.sweep.local import run_local
+from unsharp.sweep.ray import ray_backend
 
-__all__ = ["Backend", "Cell", "Failure", "Result", "SweepError", "report", "run_cell", "run_cells", "run_local"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Cell",
+    "Failure",
+    "Result",
+    "SweepError",
+    "backend_from",
+    "ray_backend",
+    "report",
+    "run_cell",
+    "run_cells",
+    "run_local",
+]
+
+BACKENDS = ("local", "ray")
 
 
 class Backend(Protocol):
-    """Runs distinct cells wherever processes see the store: calls `run_cell` there, and yields what it returns."""
+    """Runs distinct cells wherever it has processes, brings their runs into the store, and yields their results."""
 
     def __call__(
         self, cells: Sequence[Cell], store: Path, workers: int | None, threads: int
@@ -81,3 +97,24 @@ def run_cells(
                 raise SweepError(report([result]))
     progress.finish()
     return [results[cell.key] for cell in cells]
+
+
+def backend_from(name: str, address: str | None = None, *, accelerators: float | None = None) -> Backend:
+    """The backend that options name.
+
+    Args:
+        name: "local" for processes of this machine, "ray" for a cluster.
+        address: Of the cluster, as `ray_backend` takes it.
+        accelerators: How much of an accelerator each cell gets, as `ray_backend` takes it.
+
+    Raises:
+        UserError: for an unknown name, options that the backend does not take, or what `ray_backend` refuses.
+    """
+    if name not in BACKENDS:
+        raise unknown("backend", name, BACKENDS)
+    if name == "ray":
+        return ray_backend(address, accelerators=accelerators)
+    for option, value in (("--address", address), ("--accelerators", accelerators)):
+        if value is not None:
+            raise UserError(f"{option} is of the backend 'ray'; give --backend ray, or leave {option} out")
+    return run_local

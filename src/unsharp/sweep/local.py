@@ -42,7 +42,7 @@ def run_local(
     for name, value in (("workers", workers), ("threads", threads)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
-    n_workers = min(len(cells), workers or max(1, _processors() // threads))
+    n_workers = min(len(cells), workers or max(1, runtime.processors() // threads))
     return _run(deque(cells), store, n_workers, threads)
 
 
@@ -165,7 +165,3 @@ def _birth(threads: int) -> Iterator[None]:
         os.environ.pop("OMP_NUM_THREADS")
         os.environ.update({} if before is None else {"OMP_NUM_THREADS": before})
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
