@@ -21,14 +21,16 @@ import torch
 from torch import nn
 
 import unsharp
-from unsharp import cli, commands_tune, options
+from unsharp import cli, commands_memorize, commands_tune, options
 from unsharp.data import SOURCES, ImageSamples
+from unsharp.difficulty.proxies import PROXIES
 from unsharp.evaluation import METRICS
 from unsharp.methods import METHODS, Method, PhasedMethod, Problem
 from unsharp.models import MODELS
 from unsharp.phases import Phase
 from unsharp.registry import Registry, summary
 from unsharp.sharpness import RULES, Rule
+from unsharp.training import TrainConfig
 from unsharp.tuning.search import declared
 
 HERE = Path(__file__).resolve().parent
@@ -167,6 +169,37 @@ def about(kind: str, name: str) -> str:
     return "\n\n".join(text)
 
 
+def proxies() -> str:
+    """Every proxy of memorization in a line."""
+    rows = [[f"[`{n}`]({n}.md)", summary(c), c.formula] for n, c in PROXIES.items()]
+    return table(["proxy", "what it is", "score"], rows)
+
+
+def proxies_compared() -> str:
+    """What each proxy needs and costs, with its defaults and the default training."""
+    train = TrainConfig()
+    rows = []
+    for name, cls in PROXIES.items():
+        given = "—" if cls.needs == "recipe" else f"{cls().cost(None).passes:.3g}"
+        cost = None if cls.needs == "model" else cls().cost(train)
+        trained = ["—", "—"] if cost is None else [str(cost.networks), f"{cost.passes:.3g}"]
+        hard = "high" if cls.higher_is_harder else "low"
+        rows.append([f"[`{name}`]({name}.md)", hard, "yes" if cls.unit_scale else "no", given, *trained])
+    head = ["proxy", "hard is", "0.5 is a middle", "passes, given network", "networks trained"]
+    return table([*head, f"passes, {train.epochs} epochs"], rows)
+
+
+def about_proxy(name: str) -> str:
+    """Formula, direction, source and parameters of a proxy."""
+    cls = PROXIES[name]
+    hard = "Higher is harder." if cls.higher_is_harder else "Lower is harder."
+    rows = [[f"`{f.name}`", f"`{f.default!r}`", described(cls, f.name)] for f in dataclasses.fields(cls)]
+    parts = [f"    {part.strip()}" for part in cls.formula.split(";  ")]
+    text = ["\n".join(parts), f"{hard} Source: {cls.source}."]
+    text.append(table(["parameter", "default", "meaning"], rows) if rows else "It has no parameters.")
+    return "\n\n".join(text)
+
+
 def metrics() -> str:
     """Every metric in a line, with the page that explains it."""
     rows = [[f"[`{n}`]({metric_page(n)})", m.title, DIRECTIONS[m.direction], m.ideal] for n, m in METRICS.items()]
@@ -220,7 +253,7 @@ def option(field: str) -> str:
 def texts() -> dict[str, str]:
     """What stands under the fields of the classes of options, by `Class.field`."""
     found: dict[str, str] = {}
-    for module in (cli, commands_tune, options):
+    for module in (cli, commands_memorize, commands_tune, options):
         classes = (node for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.ClassDef))
         for cls in classes:
             for field, text in itertools.pairwise(cls.body):
@@ -276,6 +309,9 @@ BLOCKS: dict[str, Callable[..., str]] = {
         rules,
         rules_compared,
         about,
+        proxies,
+        proxies_compared,
+        about_proxy,
         metrics,
         about_metrics,
         data,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -24,6 +25,9 @@ from unsharp.sharpness.base import Rule
 from unsharp.stopping import NOT_RETRAINABLE
 from unsharp.subject import watch
 from unsharp.training import Record, TrainConfig
+
+if TYPE_CHECKING:
+    from unsharp.difficulty.stage import Memorization
 
 
 class Unlearned(NamedTuple):
@@ -178,6 +182,66 @@ def evaluate(
         seed=seed,
         why_no_reference="no reference, and no make_model with train_config to make one, was given",
     )
+
+
+def memorize(
+    make_model: Callable[[], nn.Module],
+    train_set: Any,
+    train_config: TrainConfig | None = None,
+    *,
+    test_set: Any = None,
+    fraction: float = 0.7,
+    stack: int | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    fingerprint: str | None = None,
+    store: str | Path | None = None,
+    progress: bool = False,
+    **how: Any,
+) -> Memorization:
+    """Estimate how much each training sample is memorized, from many networks on random subsets.
+
+    Args:
+        make_model: Builds the untrained network.
+        train_set: As for `unlearn`.
+        train_config: How each network is trained.
+        test_set: Samples that the networks are asked about besides, for `influence`.
+        fraction: Share of the samples that each network is trained on, in (0, 1).
+        stack: Networks trained together; None takes what suits the device.
+        device: Where to train; None takes the accelerator, if there is one.
+        seed: Seed of all subsets, weights and orders.
+        fingerprint: As for `unlearn`.
+        store: Directory in which the networks are kept: a later call adds to them. None keeps none.
+        progress: Show a bar on standard error.
+        **how: Fields of `MemorizeConfig`: `models`, `settle`, `watch`, `n`, `minutes`.
+
+    Returns:
+        The estimate (`.estimate.memorization`, `.estimate.standard_error`), what the networks said, and how far the
+        forget sets are settled.
+
+    Raises:
+        UserError: for a mistake in the arguments, before any work.
+
+    Example:
+        >>> found = unsharp.memorize(make_model, train_set, unsharp.TrainConfig(epochs=20), models=100, store="pools")
+        >>> hardest = np.argsort(-found.estimate.memorization)[:50]
+    """
+    from unsharp.difficulty.stage import MemorizeConfig, estimate
+    from unsharp.pool.grow import Work
+    from unsharp.pool.plan import Plan, PoolConfig
+    from unsharp.stages import Setting
+
+    config = MemorizeConfig(**how)
+    place = runtime.pick_device(None if device is None else str(device))
+    samples = as_samples(train_set, place, fingerprint)
+    tests = None if test_set is None else as_samples(test_set, place)
+    recipe = Recipe(make_model, train_config or TrainConfig())
+    plan = Plan(recipe=recipe, samples=samples, config=PoolConfig(fraction=fraction, seed=seed))
+    work = Work(stack=stack, device=str(place), keep_weights=store is not None, threads=torch.get_num_threads())
+    with _shown(progress) as bar, tempfile.TemporaryDirectory() as unkept:
+        kept = Path(unkept if store is None else store)
+        at = Setting(device=place, store=kept, progress=bar)
+        return estimate(plan, config, kept, work, test=tests, at=at)
 
 
 def as_samples(data: Any, device: torch.device, fingerprint: str | None = None) -> Samples:

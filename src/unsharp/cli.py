@@ -21,6 +21,7 @@ from rich.console import Console
 
 import unsharp
 from unsharp import config, runtime
+from unsharp.commands_memorize import Memorize
 from unsharp.commands_tune import Tune
 from unsharp.data import DataConfig
 from unsharp.errors import NonFiniteError, UserError, unknown
@@ -267,10 +268,10 @@ class ForgetCommand(Common, Data, Network, Forget, Method):  # pyright: ignore[r
 
 @dataclass(kw_only=True)
 class List:
-    """List what is registered: methods, rules, metrics, data, models."""
+    """List what is registered: methods, rules, metrics, data, models, proxies."""
 
     what: tyro.conf.Positional[str] = "methods"
-    """methods, rules, metrics, data or models."""
+    """methods, rules, metrics, data, models or proxies."""
     json: bool = False
     """Print one JSON object on standard output."""
 
@@ -332,6 +333,7 @@ class Doctor:
 COMMANDS: dict[str, type] = {
     "quickstart": Quickstart,
     "train": Train,
+    "memorize": Memorize,
     "split": Split,
     "mask": Mask,
     "unlearn": Unlearn,

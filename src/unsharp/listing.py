@@ -11,6 +11,7 @@ import torch
 
 from unsharp import runtime
 from unsharp.data import SOURCES
+from unsharp.difficulty.proxies import PROXIES
 from unsharp.errors import unknown
 from unsharp.evaluation import METRICS
 from unsharp.methods import METHODS
@@ -26,6 +27,10 @@ def listing(what: str) -> list[dict[str, str]]:
     kinds = {
         "methods": lambda: [_parametrised(n, c) | {"default rule": c.default_rule} for n, c in METHODS.items()],
         "rules": lambda: [_parametrised(n, c) | {"passes": f"{c().passes:g}"} for n, c in RULES.items()],
+        "proxies": lambda: [
+            _parametrised(n, c) | {"hard is": "high" if c.higher_is_harder else "low", "looks at": c.needs}
+            for n, c in PROXIES.items()
+        ],
         "metrics": lambda: [
             {
                 "name": n,

@@ -15,6 +15,7 @@ import tyro
 from unsharp import config
 from unsharp.data import DataConfig
 from unsharp.difficulty import ForgetConfig
+from unsharp.difficulty.proxies import PROXIES
 from unsharp.engine import OptimizerConfig
 from unsharp.errors import UserError
 from unsharp.methods import METHODS
@@ -111,6 +112,7 @@ TrainFields = _group("TrainFields", "The training.", {"train": TrainConfig}, OWN
 UnlearnFields = _group("UnlearnFields", "The loop.", {"unlearn": UnlearnConfig}, OWN_OPTION)
 OptimizerFields = _group("OptimizerFields", "The optimiser.", {"optimizer": OptimizerConfig}, OWN_OPTION)
 MethodFields = _group("MethodFields", "Parameters of the methods.", METHODS)
+ProxyFields = _group("ProxyFields", "Parameters of the proxies.", PROXIES)
 RuleFields = _group("RuleFields", "Parameters of the rules.", RULES)
 
 
@@ -123,7 +125,7 @@ class Common:
     threads: Count = None
     """Threads of this process; results are equal to the bit only at equal thread counts."""
     store: Text = None
-    """Directory of retrained references, found again by content (default: the user's cache, or $UNSHARP_STORE)."""
+    """Directory of retrained networks and of pools, found again by content (default: the user's cache, or $UNSHARP_STORE)."""
     force: bool = False
     """Do it again, even if it is found done, and replace what is there."""
     save_seconds: float = 60.0
@@ -199,9 +201,9 @@ class Forget:
     forget_classes: Words = None
     """Whole classes, by name or number."""
     scores: Text = None
-    """File of difficulty scores, FILE[:KEY] (.npz, .csv, .parquet); needs --level and --n."""
-    score_kind: str = "memorization"
-    """What the scores are: memorization (high is hard) or cscore (low is hard)."""
+    """File of difficulty scores, FILE[:KEY] (.npz, .csv, .parquet), or run that estimated them; needs --level, --n."""
+    score_kind: Text = None
+    """What the scores are: memorization, cscore (low is hard) or a proxy; what the file says, or memorization."""
     level: Text = None
     """With --scores: high, mid, low or mix."""
     n: Number = None
@@ -221,13 +223,13 @@ class Forget:
                 f"got {' and '.join(given) or 'none of them'}"
             )
         chosen = ForgetConfig(
-            random=_amount(self.random),
+            random=amount(self.random),
             classes=self.forget_classes,
             ids=self.ids,
             scores=self.scores,
             score_kind=self.score_kind,  # pyright: ignore[reportArgumentType]
             level=self.level,  # pyright: ignore[reportArgumentType]
-            n=_amount(self.n),
+            n=amount(self.n),
             mid=self.mid,  # pyright: ignore[reportArgumentType]
             seed=self.split_seed,
         )
@@ -245,6 +247,15 @@ class Rule(RuleFields):  # pyright: ignore[reportGeneralTypeIssues]
     def rule_values(self) -> dict[str, Any]:
         """The parameters that were given, by name."""
         return _given(self, RuleFields)
+
+
+@dataclass(kw_only=True)
+class Proxy(ProxyFields):  # pyright: ignore[reportGeneralTypeIssues]
+    """Options of the proxies of memorization."""
+
+    def proxy_values(self) -> dict[str, Any]:
+        """The parameters that were given, by name."""
+        return _given(self, ProxyFields)
 
 
 @dataclass(kw_only=True)
@@ -292,7 +303,8 @@ def _option(field: str) -> str:
     return field.replace("_", "-")
 
 
-def _amount(value: float | None) -> int | float | None:
+def amount(value: float | None) -> int | float | None:
+    """A number of samples where it is 1 or more and whole; else as it is, a fraction."""
     return int(value) if value is not None and value >= 1 and value.is_integer() else value
 
 

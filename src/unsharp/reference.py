@@ -127,7 +127,7 @@ def reference_key(
 ) -> dict[str, Any]:
     """All that a retrained network depends on; two with equal keys are the same network."""
     return {
-        "architecture": recipe.architecture if recipe.architecture is not None else _described(model),
+        "architecture": recipe.architecture if recipe.architecture is not None else described(model),
         "initialisation": state_digest(model),
         "train": config.to_dict(recipe.train),
         "data": samples.fingerprint,
@@ -140,7 +140,7 @@ def reference_key(
     }
 
 
-def _described(model: nn.Module) -> dict[str, Any]:
+def described(model: nn.Module) -> dict[str, Any]:
     """What can be said of a network that no configuration describes: its classes, their structure and their source."""
     kinds = sorted({type(m) for m in model.modules() if not type(m).__module__.startswith("torch.")}, key=str)
     sources = {}

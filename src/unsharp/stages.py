@@ -76,14 +76,7 @@ def train_network(
         NonFiniteError: if a step is not finite; the last good state stays in the unfinished run.
     """
     splits = data.load(data_config, at.device)
-    origin = Origin(
-        model=model,
-        data=data_config,
-        train=how,
-        fingerprint=splits.train.fingerprint,
-        n_classes=splits.train.n_classes,
-        input_shape=splits.train.input_shape,
-    )
+    origin = origin_of(model, data_config, how, splits)
     network = initial_model(origin.build, how.seed, at.device)
     everything = np.arange(len(splits.train))
 
@@ -106,6 +99,18 @@ def train_network(
     if (warning := untrained(run.json(METRICS_FILE), splits.train.labels, origin.n_classes)) is not None:
         at.say(f"warning: {warning}")
     return run
+
+
+def origin_of(model: ModelConfig, data_config: DataConfig, how: TrainConfig | None, splits: Splits) -> Origin:
+    """The origin of a network that is yet to be trained on these data."""
+    return Origin(
+        model=model,
+        data=data_config,
+        train=how,
+        fingerprint=splits.train.fingerprint,
+        n_classes=splits.train.n_classes,
+        input_shape=splits.train.input_shape,
+    )
 
 
 def sentence(metrics: Mapping[str, Any]) -> str:

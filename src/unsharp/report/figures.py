@@ -60,7 +60,7 @@ def accuracies(table: Table) -> str | None:
     splits = [s for s in SPLITS if any(r.cells[f"{s}_accuracy"].value for r in rows)]
     if not rows or not splits:
         return None
-    with _figure(1.0 + 0.3 * len(rows), len(splits), sharey=True) as (figure, axes):
+    with canvas(1.0 + 0.3 * len(rows), len(splits), sharey=True) as (figure, axes):
         for ax, split in zip(axes, splits):
             key = f"{split}_accuracy"
             for y, row in enumerate(rows):
@@ -69,9 +69,9 @@ def accuracies(table: Table) -> str | None:
                 _point(ax, row.cells[key], y, _look(table, row))
             ax.set_title(f"{split.capitalize()} accuracy", loc="left")
             ax.set_xlabel("%")
-            ax.set_xlim(_room(ax.get_xlim(), percent=True))
+            ax.set_xlim(room(ax.get_xlim(), percent=True))
         _name_rows(axes[0], [row.group.title for row in rows])
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def gaps(table: Table) -> str | None:
@@ -102,7 +102,7 @@ def curves(table: Table) -> str | None:
     rows = [row for row in table.of_kind("unlearned") if _history(row, "forget_accuracy") is not None]
     if not rows:
         return None
-    with _figure(2.9 + _legend_height(rows), 2, sharey=False) as (figure, axes):
+    with canvas(2.9 + _legend_height(rows), 2, sharey=False) as (figure, axes):
         for ax, split in zip(axes, ("retain", "forget")):
             key = f"{split}_accuracy"
             for row in rows:
@@ -117,10 +117,10 @@ def curves(table: Table) -> str | None:
                     ax.axhline(value.mean, color=INK, linewidth=1.2, linestyle=(0, (4, 2)), zorder=1)
             ax.set_title(f"{split.capitalize()} accuracy while unlearning (%)", loc="left")
             ax.set_xlabel("epoch")
-            ax.set_ylim(_room(ax.get_ylim(), percent=True))
+            ax.set_ylim(room(ax.get_ylim(), percent=True))
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend(figure, table, rows, reference=bool(table.of_kind("retrained")), line=True)
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def cost(table: Table) -> str | None:
@@ -129,7 +129,7 @@ def cost(table: Table) -> str | None:
     if not any(row.group.kind == "unlearned" for row in rows):
         return None
     shown = [row for row in rows if row.group.kind == "unlearned"]
-    with _figure(2.8 + _legend_height(shown), 1, sharey=False) as (figure, (ax,)):
+    with canvas(2.8 + _legend_height(shown), 1, sharey=False) as (figure, (ax,)):
         for row in rows:
             seconds, tow = row.cells["seconds"].value, row.cells["tow"].value
             assert seconds is not None
@@ -144,9 +144,9 @@ def cost(table: Table) -> str | None:
         _plain_log(ax)
         ax.set_xlabel("seconds (logarithmic)")
         ax.set_title("ToW (100 = as retrained)", loc="left")
-        ax.set_ylim(_room(ax.get_ylim(), percent=True))
+        ax.set_ylim(room(ax.get_ylim(), percent=True))
         _legend(figure, table, shown, reference=True)
-        return _svg(figure)
+        return as_svg(figure)
 
 
 FIGURES = {"accuracies": accuracies, "gaps": gaps, "membership": membership, "curves": curves, "cost": cost}
@@ -173,7 +173,7 @@ def _by_metric(table: Table, columns: Sequence[tuple[Column, str]], what: str, l
     if not rows or not columns:
         return None
     step = max(0.4, 0.13 * len(rows))
-    with _figure(0.8 + step * len(columns) + _legend_height(rows), 1, sharey=False) as (figure, (ax,)):
+    with canvas(0.8 + step * len(columns) + _legend_height(rows), 1, sharey=False) as (figure, (ax,)):
         for y, (column, _) in enumerate(columns):
             for i, row in enumerate(rows):
                 offset = 0.66 * ((i + 0.5) / len(rows) - 0.5)
@@ -188,9 +188,9 @@ def _by_metric(table: Table, columns: Sequence[tuple[Column, str]], what: str, l
             ax.axhline(y - 0.5, color=GRID, linewidth=0.7)
         _name_rows(ax, [title for _, title in columns])
         ax.set_xlabel(label)
-        ax.set_xlim(_room(ax.get_xlim(), percent=what == "value"))
+        ax.set_xlim(room(ax.get_xlim(), percent=what == "value"))
         _legend(figure, table, rows, reference=bool(table.of_kind("retrained")))
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def _point(ax: Axes, cell: Cell, y: float, look: Look, size: float = 6.5) -> None:
@@ -215,7 +215,7 @@ def _name_rows(ax: Axes, names: Sequence[str]) -> None:
     ax.spines["left"].set_visible(False)
 
 
-def _room(limits: tuple[float, float], *, percent: bool) -> tuple[float, float]:
+def room(limits: tuple[float, float], *, percent: bool) -> tuple[float, float]:
     """Keep an axis of nearly equal values from pretending that they are far apart, and percentages within 0 to 100."""
     low, high = limits
     if high - low < 4.0:
@@ -288,7 +288,8 @@ def _legend(figure: Figure, table: Table, rows: Sequence[Row], *, reference: boo
 
 
 @contextlib.contextmanager
-def _figure(height: float, n: int, *, sharey: bool) -> Iterator[tuple[Figure, list[Axes]]]:
+def canvas(height: float, n: int, *, sharey: bool) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of `height` inches with `n` plots beside each other, in the style of all reports."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -299,7 +300,7 @@ def _figure(height: float, n: int, *, sharey: bool) -> Iterator[tuple[Figure, li
         yield figure, list(axes[0])
 
 
-def _svg(figure: Figure) -> str:
+def as_svg(figure: Figure) -> str:
     """The figure, without the date and the links of matplotlib's own header."""
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})

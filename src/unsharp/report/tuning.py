@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from unsharp import artifacts
 from unsharp.report import figures, provenance
 from unsharp.report.groups import RULES, SYMBOLS, method_title, shown
-from unsharp.report.html import TEMPLATE, inline
+from unsharp.report.html import inline
+from unsharp.report.page import markup, page
 
 PAGE = "tuning.html"
 KINDS = {
@@ -44,30 +44,16 @@ def write_tuning(path: str | Path, choice: Mapping[str, Any], rows: Sequence[Map
 
 def render_tuning(choice: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     """The page as text; the same bytes for the same values. Args: as `write_tuning`."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # All pages look alike: the style is that of the report.
-    style = re.search(r"<style>.*?</style>", (folder / TEMPLATE).read_text(encoding="utf-8"), re.DOTALL)
-    assert style is not None
     best = [_best_of(trial) for trial in _by_trial(rows)]
     varied = [name for name, values in choice["searched"].items() if len(values) > 1]
-    return environment.get_template(PAGE).render(
-        style=Markup(style[0]),
+    return page(
+        PAGE,
         title=f"Search of settings: {method_title(choice['unlearn'])}",
         headline=_headline(choice),
         tiles=_tiles(choice),
         points=_about(choice),
         warnings=choice["warnings"],
-        figure=Markup(inline(scatter(choice, rows), "trials")),
+        figure=markup(inline(scatter(choice, rows), "trials")),
         heads=[*(SYMBOLS.get(n, n.replace("_", " ")) for n in varied), "Retain", "Forget", "Unseen", "Distance",
                "Floor kept", "Passes", "Time (s)"],
         lines=[_line(row, varied) for row in best],
@@ -87,7 +73,7 @@ def scatter(choice: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str
     goal, target, original = choice["goal"], choice["target"], choice["original"]
     colour_by, marker_by = _two_axes(choice["searched"])
     handles: dict[str, Any] = {}
-    with figures._figure(5.0, 1, sharey=False) as (figure, (ax,)):
+    with figures.canvas(5.0, 1, sharey=False) as (figure, (ax,)):
         error = target["error"] or 0.0
         ax.axvspan(goal["target"] - error, goal["target"] + error, color=figures.GRID, linewidth=0, zorder=0)
         ax.axvline(goal["target"], color=figures.INK, linewidth=1.2, zorder=1)
@@ -113,8 +99,8 @@ def scatter(choice: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str
         ax.plot(*start.values(), marker="h", markersize=8, color=figures.MUTED, linestyle="none", zorder=5)
         ax.set_xlabel("forget accuracy (%)")
         ax.set_title("Retain accuracy (%)", loc="left")
-        ax.set_xlim(figures._room(ax.get_xlim(), percent=True))
-        ax.set_ylim(figures._room(ax.get_ylim(), percent=True))
+        ax.set_xlim(figures.room(ax.get_xlim(), percent=True))
+        ax.set_ylim(figures.room(ax.get_ylim(), percent=True))
         fixed = [
             Line2D([], [], color=figures.MUTED, marker="h", linestyle="none", label="original"),
             Line2D([], [], color=figures.INK, marker="o", markersize=9, markerfacecolor="none", linestyle="none",
@@ -124,7 +110,7 @@ def scatter(choice: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str
         ]  # fmt: skip
         order = [handles[label] for label in sorted(handles, key=_by_number)]
         figure.legend(handles=fixed + order, loc="outside upper left", ncols=4, handletextpad=0.5, columnspacing=1.6)
-        return figures._svg(figure)
+        return figures.as_svg(figure)
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
