@@ -22,6 +22,7 @@ from rich.console import Console
 import unsharp
 from unsharp import config, runtime
 from unsharp.commands_memorize import Memorize
+from unsharp.commands_theory import Theory
 from unsharp.commands_tune import Tune
 from unsharp.data import DataConfig
 from unsharp.errors import NonFiniteError, UserError, unknown
@@ -341,6 +342,7 @@ COMMANDS: dict[str, type] = {
     "evaluate": Evaluate,
     "report": Report,
     "forget": ForgetCommand,
+    "theory": Theory,
     "list": List,
     "show": Show,
     "doctor": Doctor,
