@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,14 +12,15 @@ from unsharp.evaluation.predictions import Evidence
 from unsharp.registry import Registry
 
 Direction = Literal["higher", "lower", "to_reference"]
-Need = Literal["test", "reference"]
-Value = float | dict[str, float]
+Need = Literal["test", "reference", "features"]
+Value = float | Mapping[str, float | None]
 
 ATTACKS = "mia"
 
 LACKS: dict[Need, str] = {
     "test": "no test set was given",
     "reference": "there is no retrained model to compare with",
+    "features": "the penultimate features were not collected",
 }
 
 
@@ -52,7 +54,11 @@ class Metric:
 
     def lacks(self, evidence: Evidence) -> str | None:
         """Why the metric cannot be computed from this evidence; None where it can."""
-        present = {"test": evidence.model.test is not None, "reference": evidence.reference is not None}
+        present = {
+            "test": evidence.model.test is not None,
+            "reference": evidence.reference is not None,
+            "features": has_features(evidence),
+        }
         return "; ".join(LACKS[need] for need in self.needs if not present[need]) or None
 
     def __call__(self, evidence: Evidence) -> Value | None:
@@ -61,6 +67,11 @@ class Metric:
 
 
 METRICS: Registry[Metric] = Registry("metric", "unsharp.evaluation")
+
+
+def has_features(evidence: Evidence) -> bool:
+    """Whether the penultimate features of the model's retain and forget samples are there."""
+    return evidence.model.retain.features is not None and evidence.model.forget.features is not None
 
 
 def register(metric: Metric) -> Metric:
@@ -80,10 +91,12 @@ def check_attacks(names: Iterable[str]) -> None:
             raise unknown("attack", name, attacks())
 
 
-def _chosen(wanted: Iterable[str] | None) -> list[Metric]:
+def _chosen(evidence: Evidence, wanted: Iterable[str] | None) -> list[Metric]:
     names = attacks() if wanted is None else tuple(wanted)
     check_attacks(names)
-    return [m for m in METRICS.values() if m.group != ATTACKS or m.name in names]
+    metrics = [m for m in METRICS.values() if m.group != ATTACKS or m.name in names]
+    # Features are collected on demand: who did not ask for them gets no list of what could have been.
+    return [m for m in metrics if "features" not in m.needs or has_features(evidence)]
 
 
 def measure(evidence: Evidence, attacks: Iterable[str] | None = None) -> dict[str, Any]:
@@ -96,14 +109,15 @@ def measure(evidence: Evidence, attacks: Iterable[str] | None = None) -> dict[st
 
     Returns:
         retain_accuracy, forget_accuracy, test_accuracy, tow, tow_signed (0–100), retain_loss, forget_loss, test_loss
-        (nats), and mia: for each attack {"mia", "attack_accuracy"} (0–100). A value is None where the evidence lacks
-        what it needs; `reasons` says what.
+        (nats), and mia: for each attack {"mia", "attack_accuracy"} (0–100); entanglement, where there are features:
+        for each of its metrics a dictionary. A value is None where the evidence lacks what it needs; `reasons` says
+        what.
 
     Raises:
         UserError: if an attack is unknown.
     """
     values: dict[str, Any] = {ATTACKS: {}}
-    for metric in _chosen(attacks):
+    for metric in _chosen(evidence, attacks):
         place = values if metric.group is None else values.setdefault(metric.group, {})
         place[metric.name] = metric(evidence)
     return values
@@ -111,21 +125,27 @@ def measure(evidence: Evidence, attacks: Iterable[str] | None = None) -> dict[st
 
 def reasons(evidence: Evidence, attacks: Iterable[str] | None = None) -> dict[str, str]:
     """Why each metric that `measure` leaves None is None, by the metric's name."""
-    why = {metric.name: metric.lacks(evidence) for metric in _chosen(attacks)}
+    why = {metric.name: metric.lacks(evidence) for metric in _chosen(evidence, attacks)}
     return {name: reason for name, reason in why.items() if reason is not None}
 
 
 def gap(value: dict[str, Any], reference: dict[str, Any] | None) -> dict[str, Any] | None:
     """Value minus the retrained model's value, key by key and nested alike; None wherever either is None.
 
+    The half-width of an interval (a key that ends in "half_width") is no value but the uncertainty of one: in the gap
+    it is the root of the sum of both squares, that of a difference of independent values. The two networks see the same
+    sub-samples, so it is rather too wide.
+
     Args:
         value: Results of the model, as `measure` returns them.
         reference: Results of the retrained model, `measure(evidence.of_reference())`, or None.
     """
-    return None if reference is None else {key: _difference(v, reference.get(key)) for key, v in value.items()}
+    return None if reference is None else {key: _difference(key, v, reference.get(key)) for key, v in value.items()}
 
 
-def _difference(value: Any, reference: Any) -> Any:
+def _difference(key: str, value: Any, reference: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _difference(v, (reference or {}).get(key)) for key, v in value.items()}
-    return None if value is None or reference is None else value - reference
+        return {inner: _difference(inner, v, (reference or {}).get(inner)) for inner, v in value.items()}
+    if value is None or reference is None:
+        return None
+    return math.hypot(value, reference) if key.endswith("half_width") else value - reference

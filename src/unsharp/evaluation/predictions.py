@@ -19,22 +19,25 @@ from unsharp.errors import UserError, listed
 from unsharp.models.modes import evaluating
 
 NAMES = ("logits", "labels")
+OPTIONAL = ("features",)
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """The logits of one network on one set of samples, with the true labels.
+    """The logits of one network on one set of samples, with the true labels and, where they are wanted, the features.
 
     Args:
         logits: (n, K) float32, finite, n ≥ 1, K ≥ 2.
         labels: (n,) int64 in [0, K).
+        features: (n, D) float32, finite, D ≥ 1: what the last linear layer received; None where nobody collected them.
 
     Raises:
-        UserError: if a shape, a label or a logit is not as above.
+        UserError: if a shape, a label, a logit or a feature is not as above.
     """
 
     logits: np.ndarray
     labels: np.ndarray
+    features: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         logits = np.ascontiguousarray(self.logits, dtype=np.float32)
@@ -55,14 +58,17 @@ class Predictions:
             )
         object.__setattr__(self, "logits", logits)
         object.__setattr__(self, "labels", labels)
+        if self.features is not None:
+            object.__setattr__(self, "features", _checked_features(self.features, len(labels)))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def save(self, path: str | Path) -> None:
-        """Write logits and labels to a safetensors file at `path`, whole or not at all."""
+        """Write logits, labels and, if there are any, features to a safetensors file, whole or not at all."""
+        arrays = {name: getattr(self, name) for name in NAMES + OPTIONAL}
         with artifacts.writing(path), artifacts.atomic(path) as temporary:
-            save_file({"logits": self.logits, "labels": self.labels}, temporary)
+            save_file({name: array for name, array in arrays.items() if array is not None}, temporary)
 
     @classmethod
     def load(cls, path: str | Path) -> Predictions:
@@ -73,10 +79,26 @@ class Predictions:
             arrays = load_file(path)
         except SafetensorError as error:
             raise UserError(f"predictions file {str(path)!r} is not a whole safetensors file ({error})") from None
-        if set(arrays) != set(NAMES):
+        if set(arrays) - set(OPTIONAL) != set(NAMES):
             found = ", ".join(sorted(arrays)) or "nothing"
-            raise UserError(f"predictions file {str(path)!r} must hold logits and labels, it holds {found}")
+            raise UserError(
+                f"predictions file {str(path)!r} must hold logits and labels, and may hold features; it holds {found}"
+            )
         return cls(**arrays)
+
+
+def _checked_features(features: np.ndarray, n: int) -> np.ndarray:
+    """The features as a contiguous float32 array. Raises: UserError if they are not finite (n, D) numbers."""
+    features = np.ascontiguousarray(features, dtype=np.float32)
+    if features.ndim != 2 or len(features) != n or features.shape[1] < 1:
+        raise UserError(f"features must be (n = {n} samples, D ≥ 1), a row for each label, got shape {features.shape}")
+    broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(broken):
+        raise UserError(
+            f"features of {len(broken)} of {n} samples are NaN or infinite (first at row {broken[0]}): the weights or "
+            "the inputs are broken, or the precision is too low; try precision='float32'"
+        )
+    return features
 
 
 @dataclass(frozen=True)
