@@ -98,8 +98,8 @@ def course(summary: Mapping[str, Any]) -> str:
 def _headline(summary: Mapping[str, Any]) -> str:
     n, known = summary["memorized"], summary["samples"] - summary["unknown"]
     return (
-        f"{n:,} of {known:,} training samples ({100 * n / max(1, known):.1f} %) have a score of at least 0.25: networks "
-        "that had them are right on them so much more often than networks that had not. "
+        f"{n:,} of {known:,} training samples ({100 * n / max(1, known):.1f} %) have a score of at least 0.25: "
+        "networks that had them are right on them so much more often than networks that had not. "
         f"{summary['memorized_for_sure']:,} of them stand above it by two standard errors."
     )
 
