@@ -125,7 +125,7 @@ class Common:
     threads: Count = None
     """Threads of this process; results are equal to the bit only at equal thread counts."""
     store: Text = None
-    """Directory of retrained networks and pools, found again by content (default: the user's cache or $UNSHARP_STORE)."""
+    """Directory of retrained networks and pools, found by content (default: the user's cache, or $UNSHARP_STORE)."""
     force: bool = False
     """Do it again, even if it is found done, and replace what is there."""
     save_seconds: float = 60.0
