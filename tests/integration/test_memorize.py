@@ -134,7 +134,7 @@ def test_own_networks_and_data_in_python(tmp_path: Path) -> None:
     torch.manual_seed(0)
     inputs = torch.randn(60, 4)
     data = torch.utils.data.TensorDataset(inputs, (inputs[:, 0] > 0).long())
-    asked = {"models": 10, "settle": 0, "n": 5, "store": tmp_path, "fingerprint": "mine"}
+    asked = {"models": 10, "settle": 0, "n": 5, "stack": 2, "store": tmp_path, "fingerprint": "mine"}
     how = unsharp.TrainConfig(epochs=2, batch_size=16)
     found = unsharp.memorize(lambda: nn.Linear(4, 2), data, how, test_set=data, **asked)
     assert len(found.outputs) == 10
