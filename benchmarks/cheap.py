@@ -37,6 +37,10 @@ VARIANTS: dict[str, tuple[PhasedMethod, Rule]] = {
         SharpMinMax(),
         LookSharpness(rho=1.0, adaptive=True, every=BLOCK),
     ),
+    "Sharp MinMax, no mask, single-step ASAM": (
+        SharpMinMax(select="all"),
+        SingleStepSharpness(rho=1.0, adaptive=True),
+    ),
     "Sharp MinMax, ASAM": (SharpMinMax(), AdaptiveSharpness()),
 }
 CHEAP = ("single-step", "every 10th")
