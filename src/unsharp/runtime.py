@@ -63,6 +63,25 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def accelerators() -> int:
+    """Accelerators that this process may use."""
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else 0
+
+
+def seeing(index: int, count: int = 1) -> dict[str, str]:
+    """The variables under which a process that is yet to start sees `count` of this one's accelerators, from `index`.
+
+    A kind of accelerator that cannot be hidden gives none.
+    """
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    name = {"cuda": "CUDA_VISIBLE_DEVICES", "xpu": "ZE_AFFINITY_MASK"}.get("" if found is None else found.type)
+    if name is None:
+        return {}
+    mine = [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
+    chosen = range(index, index + count)
+    return {name: ",".join(mine[i] if i < len(mine) else str(i) for i in chosen)}
+
+
 def seed_all(seed: int) -> None:
     """Seed torch (all devices) for weights and dropout; the randomness of data has its own tables (`data.draws`)."""
     torch.manual_seed(seed)

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from unsharp import artifacts
 from unsharp.errors import UserError, unknown
 from unsharp.progress import SILENT, Progress
-from unsharp.sweep.cells import Cell, Failure, Result, SweepError, finished, report, run_cell, written_down
-from unsharp.sweep.local import run_local
+from unsharp.sweep.cells import (
+    Cell,
+    Failure,
+    Result,
+    SweepError,
+    failed_before,
+    finished,
+    report,
+    run_cell,
+    written_down,
+)
+from unsharp.sweep.local import local_backend, run_local
 from unsharp.sweep.ray import ray_backend
 
 __all__ = [
@@ -22,6 +32,7 @@ __all__ = [
     "Result",
     "SweepError",
     "backend_from",
+    "local_backend",
     "ray_backend",
     "report",
     "run_cell",
@@ -49,6 +60,8 @@ def run_cells(
     progress: Progress = SILENT,
     keep_going: bool = True,
     backend: Backend = run_local,
+    retry_failed: bool = True,
+    told: Callable[[Result], None] | None = None,
 ) -> list[Result]:
     """Run the cells that are not done yet; called again after a kill, it goes on.
 
@@ -65,6 +78,8 @@ def run_cells(
         progress: Told of each cell that ends.
         keep_going: Run the others when a cell fails; else the first failure stops all and is raised.
         backend: Where cells run.
+        retry_failed: Try cells again that failed in an earlier call; else they keep the failure that is written down.
+        told: Given each distinct cell's result: first of those that are found, then of each that ends.
 
     Returns:
         The results in the order of the cells; a failed cell carries its `error`, and a `record` in the store that holds
@@ -80,15 +95,22 @@ def run_cells(
     for cell in distinct.values():
         cell.bind()
     with artifacts.writing(store / artifacts.RUN_FILE):
-        found = {key: finished(cell, store) for key, cell in distinct.items()}
+        found = {
+            key: finished(cell, store) or (None if retry_failed else failed_before(cell, store))
+            for key, cell in distinct.items()
+        }
     results = {key: result for key, result in found.items() if result is not None}
     todo = [cell for key, cell in distinct.items() if key not in results]
-    n_failed = 0
+    tell = told or (lambda result: None)
+    for result in results.values():
+        tell(result)
+    n_failed = sum(result.error is not None for result in results.values())
     progress.start("cells", len(distinct), len(results))
     with contextlib.closing(backend(todo, store, workers, threads)) as arriving:
         for arrived in arriving:
             result = written_down(arrived, store)
             results[result.cell.key] = result
+            tell(result)
             n_failed += result.error is not None
             progress.advance(note=f"{n_failed} failed" if n_failed else "")
             if result.error is not None and not keep_going:
@@ -105,16 +127,15 @@ def backend_from(name: str, address: str | None = None, *, accelerators: float |
     Args:
         name: "local" for processes of this machine, "ray" for a cluster.
         address: Of the cluster, as `ray_backend` takes it.
-        accelerators: How much of an accelerator each cell gets, as `ray_backend` takes it.
+        accelerators: How much of an accelerator each cell gets, as `local_backend` and `ray_backend` take it.
 
     Raises:
-        UserError: for an unknown name, options that the backend does not take, or what `ray_backend` refuses.
+        UserError: for an unknown name, options that the backend does not take, or what the backend refuses.
     """
     if name not in BACKENDS:
         raise unknown("backend", name, BACKENDS)
     if name == "ray":
         return ray_backend(address, accelerators=accelerators)
-    for option, value in (("--address", address), ("--accelerators", accelerators)):
-        if value is not None:
-            raise UserError(f"{option} is of the backend 'ray'; give --backend ray, or leave {option} out")
-    return run_local
+    if address is not None:
+        raise UserError("--address is of the backend 'ray'; give --backend ray, or leave --address out")
+    return run_local if accelerators is None else local_backend(accelerators=accelerators)

@@ -124,6 +124,17 @@ def finished(cell: Cell, store: Path) -> Result | None:
     return _result(cell, replace(open_run(path, STAGE), reused=True)) if (path / RUN_FILE).is_file() else None
 
 
+def failed_before(cell: Cell, store: Path) -> Result | None:
+    """The failure of a cell that was tried before and is not done, or None."""
+    path = _record(cell, store)
+    if not path.is_file():
+        return None
+    try:
+        return Result(cell, error=config.from_dict(Failure, config.read_json(path)["error"]), record=path)
+    except (UserError, KeyError, TypeError):  # not as this version writes it: as good as none
+        return None
+
+
 def run_cell(cell: Cell, store: Path) -> Result:
     """Do a cell in this process, or find it done; its failure is returned, never raised."""
     start = time.perf_counter()
@@ -146,7 +157,7 @@ def run_cell(cell: Cell, store: Path) -> Result:
 
 def written_down(result: Result, store: Path) -> Result:
     """The same result; if it failed, the whole cell, its error and the traceback stand in a file, which it names."""
-    path = store / f".{result.cell.key}.failed.json"
+    path = _record(result.cell, store)
     if result.error is None:
         path.unlink(missing_ok=True)
         return result
@@ -170,6 +181,11 @@ def report(results: Iterable[Result]) -> str:
                 more = error.trace.splitlines() if result.record is None else [f"the whole: {result.record}"]
                 lines += [f"{kind}: {result.told}", *(f"    {line}" for line in more)]
     return "\n".join(lines)
+
+
+def _record(cell: Cell, store: Path) -> Path:
+    """Where the failure of a cell is written down."""
+    return store / f".{cell.key}.failed.json"
 
 
 def _result(cell: Cell, run: Run) -> Result:

@@ -8,17 +8,67 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unsharp import runtime
 from unsharp.errors import UserError
 from unsharp.sweep.cells import Cell, Failure, Result, SweepError, run_cell
 
+if TYPE_CHECKING:
+    from unsharp.sweep import Backend
+
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 5.0
 SPAWN = multiprocessing.get_context("spawn")
+
+
+def local_backend(*, accelerators: float | None = None) -> Backend:
+    """A backend of `run_cells` that runs cells in processes of this machine, each with its share of the accelerators.
+
+    Args:
+        accelerators: How much of an accelerator each process gets: 0.25 a quarter (four processes share one), 2 two, 0
+            none, so that they work on the processor alone. None for one where this machine has any, else none.
+
+    Returns:
+        The backend. A process sees only the accelerators that are its own. With `workers` of None there are as many
+        processes as accelerators (or, without any, processors) carry; more are refused.
+
+    Raises:
+        UserError: if `accelerators` is neither a share nor a whole number, or more than this machine has.
+    """
+    if accelerators is not None and not (0 <= accelerators <= 1 or (accelerators > 1 and accelerators % 1 == 0)):
+        raise UserError(f"accelerators must be a share in [0, 1] or a whole number, got {accelerators}")
+    there = runtime.accelerators()
+    share = float(there > 0) if accelerators is None else accelerators
+    if share > there:
+        raise UserError(f"accelerators: each cell is to get {share:g}, but this machine has {there}; lower it")
+    places = _places(share, there)
+
+    def run(
+        cells: Sequence[Cell], store: Path, workers: int | None = None, threads: int = 1
+    ) -> Generator[Result, None, None]:
+        _check(workers, threads)
+        if share > 0 and workers is not None and workers > len(places):
+            raise UserError(
+                f"workers must be at most {len(places)}, as many as have {share:g} of {there} accelerators, got "
+                f"{workers}; lower accelerators, or leave workers out"
+            )
+        most = len(places) if share > 0 else max(1, runtime.processors() // threads)
+        return _run(deque(cells), store, min(len(cells), workers or most), threads, places)
+
+    return run
+
+
+def _places(share: float, there: int) -> list[dict[str, str]]:
+    """What each process that has a share of the accelerators is told of them; for a share of 0 one for all."""
+    if share == 0:
+        return [dict.fromkeys(runtime.seeing(0), "")]
+    if share > 1:
+        return [runtime.seeing(first, int(share)) for first in range(0, there - int(share) + 1, int(share))]
+    return [runtime.seeing(i) for _ in range(int(1 / share + 1e-9)) for i in range(there)]
 
 
 def run_local(
@@ -39,18 +89,25 @@ def run_local(
         UserError: if `workers` or `threads` is below 1.
         SweepError: if a process cannot start.
     """
-    for name, value in (("workers", workers), ("threads", threads)):
-        if value is not None and value < 1:
-            raise UserError(f"{name} must be at least 1, got {value}")
+    _check(workers, threads)
     n_workers = min(len(cells), workers or max(1, runtime.processors() // threads))
     return _run(deque(cells), store, n_workers, threads)
 
 
-def _run(pending: deque[Cell], store: Path, n_workers: int, threads: int) -> Generator[Result, None, None]:
+def _check(workers: int | None, threads: int) -> None:
+    for name, value in (("workers", workers), ("threads", threads)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
+
+
+def _run(
+    pending: deque[Cell], store: Path, n_workers: int, threads: int, places: Sequence[Mapping[str, str]] = ({},)
+) -> Generator[Result, None, None]:
+    """Args: places: Variables of the processes, in turn; a process that is replaced leaves its own to the next."""
     team: list[_Worker] = []
     try:
         while len(team) < n_workers:
-            team.append(_Worker(store, threads))
+            team.append(_Worker(store, threads, places[len(team) % len(places)]))
         while team:
             connection.wait([worker.pipe for worker in team], POLL_SECONDS)
             for worker in [worker for worker in team if worker.has_news()]:
@@ -61,7 +118,7 @@ def _run(pending: deque[Cell], store: Path, n_workers: int, threads: int) -> Gen
                     team.remove(worker)
                     worker.dismiss()
                     if pending:
-                        team.append(_Worker(store, threads))
+                        team.append(_Worker(store, threads, worker.place))
                 if result is not None:
                     yield result
     finally:
@@ -74,14 +131,15 @@ def _run(pending: deque[Cell], store: Path, n_workers: int, threads: int) -> Gen
 class _Worker:
     """A process that does one cell after the other, seen from the sweep."""
 
-    def __init__(self, store: Path, threads: int) -> None:
+    def __init__(self, store: Path, threads: int, place: Mapping[str, str]) -> None:
+        self.place = place
         self.pipe, end = SPAWN.Pipe()
         # Not a daemon: a cell may have processes of its own, such as those that load data.
         self.process = SPAWN.Process(target=_serve, args=(end, store, threads), name="unsharp cell")
         self.cell: Cell | None = None
         self.alive = True
         try:
-            with _birth(threads):
+            with _birth({"OMP_NUM_THREADS": str(threads), **place}):
                 self.process.start()
         except BaseException:  # an interrupt that waited until the process was there: it ends with its pipe
             self.pipe.close()
@@ -150,18 +208,19 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _birth(threads: int) -> Iterator[None]:
-    """What a process inherits at its start: thread counts for libraries not yet loaded, and no ear for Ctrl-C.
+def _birth(variables: Mapping[str, str]) -> Iterator[None]:
+    """What a process inherits at its start: variables for libraries not yet loaded, and no ear for Ctrl-C.
 
     An interrupt goes to the whole process group; the sweep alone answers it, and ends its processes.
     """
     resource_tracker.ensure_running()  # the first start would do this, and unblock the signal
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        os.environ.pop("OMP_NUM_THREADS")
-        os.environ.update({} if before is None else {"OMP_NUM_THREADS": before})
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
