@@ -15,6 +15,7 @@ from unsharp.data import DataConfig, ImageSamples, load
 from unsharp.difficulty.forget import from_indices
 from unsharp.engine import OptimizerConfig
 from unsharp.errors import UserError
+from unsharp.evaluation.klom import klom_on_pools
 from unsharp.evaluation.roc import Scored
 from unsharp.evaluation.shadow import lira, lira_leave_one_out, margins, rmia, u_lira
 from unsharp.evaluation.shadow_pool import (
@@ -217,6 +218,19 @@ def test_mistakes_are_refused_before_any_work(made, tmp_path) -> None:
     untested = dataclasses.replace(oracles, test=None)
     with pytest.raises(UserError, match="give test="):
         against_unseen(ways["barely"], untested, FORGET)
+
+
+def test_klom_is_at_its_floor_where_the_pool_retrained_and_above_where_it_barely_moved(made) -> None:
+    _, _, oracles, ways = made
+    barely, retrained = (klom_on_pools(ways[name], oracles, FORGET) for name in ("barely", "retrain"))
+    assert set(barely) == {"forget", "retain", "test"}
+    none_left, left = retrained["forget"].unlearned, barely["forget"].unlearned
+    assert none_left.n_oracles == M
+    assert none_left.mean < 2 * none_left.floor
+    assert left.mean > 5 * left.floor
+    beside = barely["forget"].retrained
+    assert beside is not None
+    assert beside.mean < 3 * beside.floor
 
 
 def test_members_without_forget_samples_are_left_out(made) -> None:

@@ -1,8 +1,7 @@
-"""Two networks of one architecture: the loss on the straight way between their weights, and how far they are apart."""
+"""Two networks of one architecture: the loss on the straight way between their weights."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 
 from unsharp.artifacts import Workspace
 from unsharp.config import to_dict
-from unsharp.errors import UserError, unknown
+from unsharp.errors import unknown
+from unsharp.evaluation.distance import Distance, weight_distance
 from unsharp.evaluation.landscape import Keeper, same_architecture, work_identity
 from unsharp.evaluation.mean_loss import Loss, check_whole, cross_entropy
 from unsharp.evaluation.points import (
@@ -92,58 +92,6 @@ def barrier(places: np.ndarray, values: np.ndarray) -> Barrier:
     excess = values - ((1 - places) * values[0] + places * values[-1])
     top = int(np.argmax(excess))
     return Barrier(float(excess[top]), float(places[top]), float(values.max() - (values[0] + values[-1]) / 2))
-
-
-@dataclass(frozen=True)
-class Distance:
-    """How far two networks are apart, over their trainable weights; BatchNorm's statistics do not count.
-
-    Args:
-        l2: ‖w₁ − w₀‖₂.
-        relative: l2 / ‖w₀‖₂; None where w₀ is 0.
-        cosine: Cosine of the angle between the weights; None where one is 0.
-        moved: Share of the weights that differ at all.
-        largest: Largest difference of a weight.
-        tensors: ‖w₁ − w₀‖₂ / ‖w₀‖₂ for each tensor by name; None where the first is 0.
-    """
-
-    l2: float
-    relative: float | None
-    cosine: float | None
-    moved: float
-    largest: float
-    tensors: dict[str, float | None]
-
-
-@torch.no_grad()
-def weight_distance(first: nn.Module, second: nn.Module) -> Distance:
-    """How far the weights of two networks of one architecture are apart.
-
-    Raises:
-        UserError: if the architectures differ, or there is no trainable parameter.
-    """
-    same_architecture({"first": first, "second": second})
-    theirs = dict(second.named_parameters())
-    rows: dict[str, tuple[float, ...]] = {}
-    count = 0
-    for name, p in first.named_parameters():
-        if p.requires_grad:
-            a, b = p.double(), theirs[name].to(p.device).double()
-            d = b - a
-            squares = [d.square().sum(), a.square().sum(), b.square().sum(), (a * b).sum()]
-            rows[name] = tuple(torch.stack([*squares, (d != 0).sum().double(), d.abs().max()]).tolist())
-            count += p.numel()
-    if not rows:
-        raise UserError("the model has no trainable parameter; set requires_grad on those that may differ")
-    apart, ours, others, inner, moved = (sum(row[i] for row in rows.values()) for i in range(5))
-    return Distance(
-        l2=math.sqrt(apart),
-        relative=math.sqrt(apart / ours) if ours else None,
-        cosine=inner / math.sqrt(ours * others) if ours and others else None,
-        moved=moved / count,
-        largest=max(row[5] for row in rows.values()),
-        tensors={name: math.sqrt(row[0] / row[1]) if row[1] else None for name, row in rows.items()},
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unsharp.data.samples import Samples
-from unsharp.errors import UserError, unknown
+from unsharp.errors import NonFiniteError, UserError, unknown
 from unsharp.evaluation.mean_loss import (
     MATRICES,
     Loss,
@@ -454,6 +454,8 @@ class _Lanczos:
         """Eigenvalues, ascending, and eigenvectors (columns) of the tridiagonal matrix so far, in float64."""
         from scipy.linalg import eigh_tridiagonal
 
+        if not np.isfinite([*self._diagonal, *self._side]).all():
+            raise NonFiniteError("a product with the matrix is NaN or infinite; the weights or the inputs are broken")
         found: Any = eigh_tridiagonal(np.array(self._diagonal), np.array(self._side[: len(self) - 1]))
         return found
 

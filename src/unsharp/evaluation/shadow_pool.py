@@ -392,13 +392,13 @@ def u_lira_on_pools(
     Raises:
         UserError: if the pools are of other samples, an oracle had a forget sample, or there are too few networks.
     """
-    columns = _columns(unlearned, forget)
+    columns = forgotten_columns(unlearned, forget)
     margins, had = unlearned.train.margin[:, columns], unlearned.inside[:, columns]
     own = 0.0 if form == "online" else None
     if oracles is None:
         scores = lira_leave_one_out(margins, had, form=form, variance=variance)
         return Compared(Scored.of(scores, had), None, own)
-    retrained = _never(oracles, unlearned, columns)
+    retrained = margins_of_oracles(oracles, unlearned, columns)
     of_unlearned, of_retrained = u_lira_leave_one_out(
         margins, retrained, had=had, form=form, variance=variance, tail=tail
     )
@@ -439,8 +439,8 @@ def against_unseen(
         raise unknown("attack", attack, get_args(Unseen))
     if unlearned.test is None or oracles.test is None:
         raise UserError("this attack asks about test samples, and the pools were not asked about any; give test=")
-    columns = _columns(unlearned, forget)
-    never, had = _never(oracles, unlearned, columns), unlearned.inside[:, columns]
+    columns = forgotten_columns(unlearned, forget)
+    never, had = margins_of_oracles(oracles, unlearned, columns), unlearned.inside[:, columns]
     order = np.random.default_rng(seed).permutation(unlearned.test.margin.shape[1])
     half = len(order) // 2 if attack == "rmia" else 0
     population, unseen = order[:half], order[half:]
@@ -463,15 +463,16 @@ def against_unseen(
     )
 
 
-def _columns(outputs: PoolOutputs, forget: ForgetSet) -> np.ndarray:
+def forgotten_columns(outputs: PoolOutputs, forget: ForgetSet) -> np.ndarray:
+    """The columns of the forget samples. Raises: UserError if none of the networks had one."""
     forget.retain_indices(outputs.inside.shape[1])
     if not outputs.inside[:, forget.indices].any():
         raise UserError("none of the unlearned networks had a sample of the forget set; take the pool that forgot it")
     return forget.indices
 
 
-def _never(oracles: PoolOutputs, unlearned: PoolOutputs, columns: np.ndarray) -> np.ndarray:
-    """Margins (m, k) of the oracles on the forget samples."""
+def margins_of_oracles(oracles: PoolOutputs, unlearned: PoolOutputs, columns: np.ndarray) -> np.ndarray:
+    """Margins (m, k) of the oracles on the forget samples. Raises: UserError if one had a sample or saw others."""
     if not np.array_equal(oracles.train.labels, unlearned.train.labels):
         raise UserError(
             "the oracles were asked about other samples than the unlearned networks; train them on the same"
