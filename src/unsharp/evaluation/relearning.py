@@ -27,8 +27,7 @@ from unsharp.progress import SILENT, Progress
 from unsharp.training import TrainConfig, train
 
 On = Literal["forget", "retain", "other"]
-MOST_RETAINED = 2000
-"""Retained samples on which accuracy is watched, at most; evenly spread."""
+MOST_WATCHED = 2000
 Row = dict[str, float]
 
 
@@ -86,10 +85,11 @@ class Attack:
         forget: (k,) int64, positions of the forget set in them.
         test: Samples that no network has seen, if there are any.
         other: Unrelated samples, for `on="other"`: of the same input shape, with labels below the number of classes.
+        watched: Retained and test samples, at most, on which accuracy is watched; evenly spread.
 
     Raises:
-        UserError: if no forget sample would be left to judge, or the samples for `on="other"` are missing or do not
-            fit.
+        UserError: if `watched` is below 1, no forget sample would be left to judge, or the samples for `on="other"`
+            are missing or do not fit.
     """
 
     config: RelearnConfig
@@ -97,8 +97,11 @@ class Attack:
     forget: np.ndarray
     test: Samples | None = None
     other: Samples | None = None
+    watched: int = MOST_WATCHED
 
     def __post_init__(self) -> None:
+        if self.watched < 1:
+            raise UserError(f"watched must be at least 1, got {self.watched}")
         forget = np.sort(np.asarray(self.forget, np.int64))
         object.__setattr__(self, "forget", forget)
         if self.config.on == "forget" and self.config.n >= len(forget):
@@ -131,6 +134,23 @@ class Attack:
     def judged(self) -> np.ndarray:
         """Positions of the forget samples that the copy is not fine-tuned on."""
         return np.setdiff1d(self.forget, self.tuned_on) if self.config.on == "forget" else self.forget
+
+    @property
+    def passes(self) -> int:
+        """Forward–backward passes of the attack on one network."""
+        return self.config.epochs * math.ceil(len(self.tuned_on) / self.config.batch_size)
+
+    @property
+    def trained(self) -> int:
+        """Samples that go through these passes."""
+        return self.config.epochs * len(self.tuned_on)
+
+    @property
+    def looked(self) -> int:
+        """Samples that are looked at besides, before the attack and after each epoch."""
+        tests = 0 if self.test is None else len(self._spread(np.arange(len(self.test))))
+        each = len(self.judged) + len(self.tuned_on) + len(self._spread(self._retained)) + tests
+        return (self.config.epochs + 1) * each
 
     @property
     def _retained(self) -> np.ndarray:
@@ -179,15 +199,18 @@ class Attack:
         return [row | {"epoch": float(i), "passes": float(i * steps)} for i, row in enumerate(rows)]
 
     def _accuracies(self, model: nn.Module) -> Row:
-        retained = self._retained[:: max(1, math.ceil(len(self._retained) / MOST_RETAINED))]
+        retained = self._spread(self._retained)
         found = {
             "forget_accuracy": accuracy(predict(model, self.samples, self.judged)),
             "tuned_accuracy": accuracy(predict(model, self.source, self.tuned_on)),
             "retain_accuracy": accuracy(predict(model, self.samples, retained)),
         }
         if self.test is not None:
-            found["test_accuracy"] = accuracy(predict(model, self.test, np.arange(len(self.test))))
+            found["test_accuracy"] = accuracy(predict(model, self.test, self._spread(np.arange(len(self.test)))))
         return found
+
+    def _spread(self, positions: np.ndarray) -> np.ndarray:
+        return positions[:: max(1, math.ceil(len(positions) / self.watched))]
 
 
 def relearn(
