@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unsharp.config import digest
+from unsharp.data import Splits
 from unsharp.data.share import share_of
 from unsharp.difficulty import ForgetSet, load_scores
 from unsharp.difficulty.kinds import ScoreKind
@@ -203,26 +204,11 @@ class Plan:
             return None
         key = digest(how.method, how.rule, how.batch_size, how.epochs, how.retain_fraction)
         if key not in self._cost:
-            self._cost[key] = self._passes(how, how.method)
+            subject = self.subject
+            found = passes_of(how, subject.model, subject.splits, self.forget.indices, self.bench.retained)
+            assert found is not None  # a method of phases
+            self._cost[key] = found
         return self._cost[key]
-
-    def _passes(self, how: UnlearnConfig, method: PhasedMethod) -> float:
-        samples = self.subject.splits.train
-        retain = share_of(samples, self.bench.retained, how.retain_fraction, how.seed)
-        problem = _Sketch(
-            model=self.subject.model,
-            samples=samples,
-            forget=self.forget.indices,
-            retain=retain,
-            rule=how.rule,
-            seed=how.seed,
-            validation=self.subject.splits.validation,
-            n_retained=len(self.bench.retained),
-            batch_size=how.batch_size,
-        )
-        n_batches = {RETAIN: _batches(retain, how), FORGET: _batches(self.forget.indices, how)}
-        passes = lattice.expected_passes(method.phases(problem), n_batches, how.epochs)
-        return passes + method.preparation_passes(problem, how.batch_size)
 
     def _budget(self) -> float | None:
         """The budget in passes; None where only a first trial can tell. Raises: UserError if it pays for no trial."""
@@ -258,6 +244,38 @@ class Plan:
         retraining = train.epochs * lattice.epoch_passes(len(self.bench.retained), self.first.batch_size)
         line += f"; retraining would take {retraining / self.unit:.4g}"
         return [*lines, line + (": if you can retrain, do, it needs no search" if self.budget >= retraining else "")]
+
+
+def passes_of(
+    how: UnlearnConfig, model: nn.Module, splits: Splits, forget: np.ndarray, retained: np.ndarray
+) -> float | None:
+    """The passes that a run of unlearning will take, if it runs for all of its epochs; None where only it can tell.
+
+    Args:
+        how: What is run; of a method that is no list of phases nothing is known before.
+        model: The network, of which only the architecture matters.
+        splits: Its data.
+        forget: (k,) int64 positions of the forget set.
+        retained: Positions of all retained samples.
+    """
+    method = how.method
+    if not isinstance(method, PhasedMethod):
+        return None
+    retain = share_of(splits.train, retained, how.retain_fraction, how.seed)
+    problem = _Sketch(
+        model=model,
+        samples=splits.train,
+        forget=forget,
+        retain=retain,
+        rule=how.rule,
+        seed=how.seed,
+        validation=splits.validation,
+        n_retained=len(retained),
+        batch_size=how.batch_size,
+    )
+    n_batches = {RETAIN: _batches(retain, how), FORGET: _batches(forget, how)}
+    passes = lattice.expected_passes(method.phases(problem), n_batches, how.epochs)
+    return passes + method.preparation_passes(problem, how.batch_size)
 
 
 class _Sketch(Problem):
