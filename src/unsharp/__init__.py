@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unsharp.api import Unlearned, evaluate, memorize, unlearn
+    from unsharp.api import Unlearned, evaluate, memorize, relearn, unlearn
     from unsharp.data import DataConfig, ImageSamples, Samples, from_torch_dataset
     from unsharp.difficulty import ForgetConfig, ForgetSet
     from unsharp.engine import LoopConfig, OptimizerConfig
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from unsharp.training import TrainConfig, train
 
 _HOME = {
-    "api": ("Unlearned", "evaluate", "memorize", "unlearn"),
+    "api": ("Unlearned", "evaluate", "memorize", "relearn", "unlearn"),
     "data": ("DataConfig", "ImageSamples", "Samples", "from_torch_dataset"),
     "difficulty": ("ForgetConfig", "ForgetSet"),
     "engine": ("LoopConfig", "OptimizerConfig"),
@@ -40,7 +40,7 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [  # noqa: RUF022
-    "Unlearned", "evaluate", "memorize", "unlearn",
+    "Unlearned", "evaluate", "memorize", "relearn", "unlearn",
     "DataConfig", "ImageSamples", "Samples", "from_torch_dataset",
     "ForgetConfig", "ForgetSet",
     "LoopConfig", "OptimizerConfig",

@@ -57,7 +57,7 @@ def unlearn(
     published: bool = False,
     fingerprint: str | None = None,
     store: str | Path | None = None,
-    progress: bool = False,
+    progress: bool | Progress = False,
     **settings: Any,
 ) -> Unlearned:
     """Make a trained network forget samples; the network given is left as it is.
@@ -77,7 +77,7 @@ def unlearn(
             Sharp MinMax; see docs/published-code.md.
         fingerprint: A name for the content of `train_set`, where its items differ between two reads.
         store: Directory of retrained networks; None keeps none.
-        progress: Show a bar on standard error.
+        progress: Show a bar on standard error; or a `Progress` of your own, whose `log` gets the figures of each epoch.
         **settings: Parameters of the method (`alpha`, `fraction`), of the rule (`rho`, `lam`), of the optimiser (`lr`,
             `momentum`, `weight_decay`) and of the loop (`epochs`, `batch_size`, `precision`, `seed`, `stop_at`, ...).
 
@@ -136,10 +136,11 @@ def evaluate(
     make_model: Callable[[], nn.Module] | None = None,
     train_config: TrainConfig | None = None,
     attacks: Sequence[str] | None = None,
+    features: bool = True,
     seed: int = 0,
     fingerprint: str | None = None,
     store: str | Path | None = None,
-    progress: bool = False,
+    progress: bool | Progress = False,
 ) -> dict[str, Any]:
     """Measure how well a network forgot, beside a network retrained without the forget set.
 
@@ -154,10 +155,12 @@ def evaluate(
         make_model: Builds the untrained network.
         train_config: How the original was trained.
         attacks: Names of membership attacks; all by default.
+        features: Whether to collect the penultimate features, for the metrics on them; a model in which they cannot be
+            found is measured without, and a Python warning says so.
         seed: Seed of what the metrics draw.
         fingerprint: As for `unlearn`.
         store: Directory where a retrained reference is kept and found; None keeps none.
-        progress: Show a bar on standard error.
+        progress: Show a bar on standard error; or a `Progress` of your own, whose `log` gets the figures of each epoch.
 
     Returns:
         The metrics, as `unsharp.evaluation.judge` describes them.
@@ -174,10 +177,14 @@ def evaluate(
         with _shown(progress) as bar:
             found = retrain(recipe, samples, forget, device=device, store=store, progress=bar)
         reference, cost = found.model, found.record
+
+    def judged(network: nn.Module, cost: Record | None = None) -> Judged:
+        return Judged(outputs(network, samples, tests, forget, features=features, say=_warn), cost)
+
     return judge(
-        Judged(outputs(model, samples, tests, forget), record),
-        reference=None if reference is None else Judged(outputs(reference, samples, tests, forget), cost),
-        original=None if original is None else Judged(outputs(original, samples, tests, forget)),
+        judged(model, record),
+        reference=None if reference is None else judged(reference, cost),
+        original=None if original is None else judged(original),
         attacks=attacks,
         seed=seed,
         why_no_reference="no reference, and no make_model with train_config to make one, was given",
@@ -196,7 +203,7 @@ def memorize(
     seed: int = 0,
     fingerprint: str | None = None,
     store: str | Path | None = None,
-    progress: bool = False,
+    progress: bool | Progress = False,
     **how: Any,
 ) -> Memorization:
     """Estimate how much each training sample is memorized, from many networks on random subsets.
@@ -212,7 +219,7 @@ def memorize(
         seed: Seed of all subsets, weights and orders.
         fingerprint: As for `unlearn`.
         store: Directory in which the networks are kept: a later call adds to them. None keeps none.
-        progress: Show a bar on standard error.
+        progress: Show a bar on standard error; or a `Progress` of your own, whose `log` gets the figures of each epoch.
         **how: Fields of `MemorizeConfig`: `models`, `settle`, `watch`, `n`, `minutes`.
 
     Returns:
@@ -242,6 +249,70 @@ def memorize(
         kept = Path(unkept if store is None else store)
         at = Setting(device=place, store=kept, progress=bar)
         return estimate(plan, config, kept, work, test=tests, at=at)
+
+
+def relearn(
+    model: nn.Module,
+    train_set: Any,
+    forget_ids: Any,
+    *,
+    reference: nn.Module | None = None,
+    make_model: Callable[[], nn.Module] | None = None,
+    train_config: TrainConfig | None = None,
+    test_set: Any = None,
+    other_set: Any = None,
+    original: nn.Module | None = None,
+    fingerprint: str | None = None,
+    store: str | Path | None = None,
+    progress: bool | Progress = False,
+    **how: Any,
+) -> dict[str, Any]:
+    """Try to bring the forget set back by a little fine-tuning, beside a retrained network under the same attack.
+
+    Args:
+        model: The network that forgot; it is left as it is.
+        train_set: As for `unlearn`.
+        forget_ids: As for `unlearn`.
+        reference: A network retrained without the forget set; else `make_model` and `train_config` make one.
+        make_model: Builds the untrained network.
+        train_config: How the original was trained.
+        test_set: Samples that no network saw, whose accuracy is watched.
+        other_set: Unrelated samples of the same shape, for the attack "other".
+        original: The network before unlearning, to say how far an attacked network comes back to it.
+        fingerprint: As for `unlearn`.
+        store: Directory where a retrained reference is kept and found; None keeps none.
+        progress: Show a bar on standard error; or a `Progress` of your own, whose `log` gets the figures of each epoch.
+        **how: Fields of `RelearnPlan`: `on` (the attacks: "forget", "retain", "other"), `n`, `epochs`, `batch_size`,
+            `lr`, `seed`, `seeds`, `watched`.
+
+    Returns:
+        By attack: "config"; "rows", the curves of both networks ("unlearned" and "retrained"); "recovery", how much
+        more the network gets back than the retrained one, with 95 % intervals over the seeds.
+
+    Raises:
+        UserError: for a mistake in the arguments, before any work.
+
+    Example:
+        >>> found = unsharp.relearn(forgotten, train_set, [3, 14, 15], reference=retrained, n=1, seeds=3)
+        >>> found["forget"]["recovery"]["unlearned"]["excess"]["mean"]
+    """
+    from unsharp.evaluation.relearning_stage import RETRAINED, UNLEARNED, RelearnPlan, attack_all
+
+    plan = RelearnPlan(**how)
+    recipe = _recipe(make_model, train_config)
+    if reference is None and recipe is None:
+        raise UserError("relearn needs a retrained network: give reference, or make_model with train_config")
+    device = runtime.device_of(model)
+    samples = as_samples(train_set, device, fingerprint)
+    tests, others = (None if s is None else as_samples(s, device) for s in (test_set, other_set))
+    forget = as_forget_set(forget_ids, samples)
+    attacks = plan.attacks(samples, forget.indices, tests, others)
+    with _shown(progress) as bar:
+        if reference is None and recipe is not None:
+            reference = retrain(recipe, samples, forget, device=device, store=store, progress=bar).model
+        assert reference is not None
+        networks = {UNLEARNED: model, RETRAINED: reference}
+        return attack_all(networks, attacks, original=original, progress=bar)
 
 
 def as_samples(data: Any, device: torch.device, fingerprint: str | None = None) -> Samples:
@@ -274,9 +345,9 @@ def _warn(line: str) -> None:
 
 
 @contextlib.contextmanager
-def _shown(progress: bool) -> Iterator[Progress]:
-    if not progress:
-        yield SILENT
+def _shown(progress: bool | Progress) -> Iterator[Progress]:
+    if not isinstance(progress, bool) or not progress:
+        yield progress or SILENT
         return
     with BarProgress() as bar:
         yield bar

@@ -21,7 +21,11 @@ from rich.console import Console
 
 import unsharp
 from unsharp import config, runtime
+from unsharp.commands_alpha import SuggestAlpha
+from unsharp.commands_attack import Attack
+from unsharp.commands_landscape import Landscape
 from unsharp.commands_memorize import Memorize
+from unsharp.commands_relearn import Relearn
 from unsharp.commands_theory import Theory
 from unsharp.commands_tune import Tune
 from unsharp.data import DataConfig
@@ -29,6 +33,7 @@ from unsharp.errors import NonFiniteError, UserError, unknown
 from unsharp.models import ModelConfig
 from unsharp.options import Common, Count, Data, Forget, Method, Network, Rule, Text, Training, Words
 from unsharp.progress import SILENT, BarProgress, LineProgress, Progress
+from unsharp.tracking import tracked
 from unsharp.training import TrainConfig
 
 PROGRAM = "unsharp"
@@ -178,7 +183,7 @@ class Evaluate(Common, Data):
     """Measure an unlearned network beside the retrained one."""
 
     run_dir: tyro.conf.Positional[str]
-    """Directory of an `unlearn` run."""
+    """Directory of an `unlearn` run, or of an `evaluate` run that kept its outputs."""
     out: Text = None
     """Run directory; named by content under runs/ if left out."""
     original: Text = None
@@ -189,6 +194,10 @@ class Evaluate(Common, Data):
     """Membership attacks (`unsharp list metrics`); all by default."""
     seed: int = 0
     """Seed of what the metrics draw."""
+    features: bool = True
+    """Whether to measure how retain and forget lie in the penultimate features."""
+    keep_outputs: bool = False
+    """Keep logits, labels and features, from which the run can be evaluated again without network and data."""
 
     def run(self) -> Answer:
         from unsharp import stages
@@ -203,6 +212,8 @@ class Evaluate(Common, Data):
                 data_config=self.data_config(),
                 train_config=_read_train_config(self.train_config),
                 original=self.original,
+                features=self.features,
+                keep_outputs=self.keep_outputs,
             )
         _show_evaluation(self, run)
         return run.json(stages.METRICS_FILE) | {"run": str(run.path)}
@@ -339,7 +350,11 @@ COMMANDS: dict[str, type] = {
     "mask": Mask,
     "unlearn": Unlearn,
     "tune": Tune,
+    "suggest-alpha": SuggestAlpha,
     "evaluate": Evaluate,
+    "relearn": Relearn,
+    "landscape": Landscape,
+    "attack": Attack,
     "report": Report,
     "forget": ForgetCommand,
     "theory": Theory,
@@ -447,7 +462,7 @@ def _setting(options: Common) -> Any:
             store=_store(options.store),
             force=options.force,
             save_seconds=options.save_seconds,
-            progress=_progress(options, stack),
+            progress=stack.enter_context(tracked(_progress(options, stack), options.track)),
             say=_say,
         )
 

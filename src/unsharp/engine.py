@@ -323,6 +323,7 @@ class Loop:
                         started = saved = time.monotonic()
                 self._stepper.check()
                 self._end_epoch(time.monotonic() - started, on_epoch)
+                progress.log({f"{label}/{name}": value for name, value in self.history[-1].items()}, self.epoch)
                 self.stopped = stop is not None and stop(self.history[-1])
                 if save is not None:
                     save(self)

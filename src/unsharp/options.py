@@ -22,6 +22,7 @@ from unsharp.methods import METHODS
 from unsharp.models import ModelConfig
 from unsharp.published import published_settings
 from unsharp.sharpness import RULES
+from unsharp.surroundings import Surroundings
 from unsharp.training import TrainConfig
 from unsharp.unlearning import UnlearnConfig, configure
 
@@ -114,6 +115,7 @@ OptimizerFields = _group("OptimizerFields", "The optimiser.", {"optimizer": Opti
 MethodFields = _group("MethodFields", "Parameters of the methods.", METHODS)
 ProxyFields = _group("ProxyFields", "Parameters of the proxies.", PROXIES)
 RuleFields = _group("RuleFields", "Parameters of the rules.", RULES)
+AroundFields = _group("AroundFields", "What is measured around a network.", {"landscape": Surroundings})
 
 
 @dataclass(kw_only=True)
@@ -132,6 +134,8 @@ class Common:
     """Seconds between two savings of the state from which a killed run goes on."""
     json: bool = False
     """Print one JSON object on standard output, and everything else on standard error."""
+    track: Text = None
+    """Hand the figures of each epoch and evaluation to tensorboard, trackio or wandb; nothing is, if left out."""
     quiet: bool = False
     """No progress."""
 
@@ -256,6 +260,15 @@ class Proxy(ProxyFields):  # pyright: ignore[reportGeneralTypeIssues]
     def proxy_values(self) -> dict[str, Any]:
         """The parameters that were given, by name."""
         return _given(self, ProxyFields)
+
+
+@dataclass(kw_only=True)
+class Around(AroundFields):  # pyright: ignore[reportGeneralTypeIssues]
+    """Options that say what is measured around a network, and how."""
+
+    def surroundings(self) -> Surroundings:
+        """What the options say. Raises: UserError for a value out of range."""
+        return Surroundings(**_given(self, AroundFields))
 
 
 @dataclass(kw_only=True)

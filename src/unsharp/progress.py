@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +19,9 @@ class Progress:
 
     def finish(self) -> None:
         """End the piece of work."""
+
+    def log(self, values: Mapping[str, float], step: int | None = None) -> None:
+        """Take note of figures: a row of the history after epoch `step`, or an evaluation."""
 
 
 SILENT = Progress()

@@ -19,16 +19,19 @@ from unsharp.checkpoints import MODEL_FILE
 from unsharp.data import DataConfig, Samples, Splits
 from unsharp.difficulty import ForgetConfig, ForgetSet, choose
 from unsharp.errors import UserError
-from unsharp.evaluation import Judged, check_attacks, check_seed, judge, predict
+from unsharp.evaluation import Judged, Outputs, check_attacks, check_seed, judge, predict
 from unsharp.evaluation.accuracy import accuracy
 from unsharp.models import ModelConfig
 from unsharp.progress import SILENT, Progress
 from unsharp.reference import RECORD_FILE, Recipe, Reference, retrain
 from unsharp.stopping import NOT_RETRAINABLE
 from unsharp.subject import Origin, Subject, accuracies, chance, check_reference, check_trained, load_subject, watch
+from unsharp.tracking import flat
 from unsharp.training import Record, TrainConfig, initial_model, train
 from unsharp.unlearning import UnlearnConfig
 
+OUTPUTS, EMBEDDING_FILE = "outputs", "embedding.svg"
+SHOWN_AS = {"original": "Original", "model": "Unlearned", "reference": "Retrained"}
 METRICS_FILE, ABOUT_FILE, BEFORE_FILE, REPORT_FILE = "metrics.json", "about.json", "before.json", "report.html"
 DONE = ("wrote", "found done")
 TRAIN_METRICS = ("train_accuracy", "test_accuracy")
@@ -46,6 +49,7 @@ class Setting:
         save_seconds: Seconds between two savings of the state from which a killed run goes on.
         progress: Told of all long work.
         say: Takes a line for the user.
+        wait: Wait for another process that is at work on the same, and take its result.
     """
 
     device: torch.device
@@ -54,6 +58,7 @@ class Setting:
     save_seconds: float = 60.0
     progress: Progress = SILENT
     say: Callable[[str], None] = lambda line: None
+    wait: bool = False
 
     def perform(
         self, out: str | Path | None, stage: str, settings: Mapping[str, Any], work: Callable[[Workspace], None]
@@ -61,7 +66,9 @@ class Setting:
         """Do the work into `out`, or where its content puts it, or find it done."""
         whole = {"threads": torch.get_num_threads(), "device": self.device.type, **config.to_dict(settings)}
         path = Path(out) if out is not None else Path("runs") / f"{stage}-{config.digest(whole)[:12]}"
-        run = perform(path, stage, whole, work, provenance=runtime.describe(self.device), force=self.force)
+        run = perform(
+            path, stage, whole, work, provenance=runtime.describe(self.device), force=self.force, wait=self.wait
+        )
         self.say(f"{DONE[run.reused]}: {run.path}")
         return run
 
@@ -215,6 +222,47 @@ def find_reference(subject: Subject, forget: ForgetSet, at: Setting) -> tuple[Re
     return _reference(recipe, subject, forget, at), None
 
 
+def look_at(
+    subject: Subject,
+    forget: ForgetSet,
+    model: nn.Module,
+    record: Record | None,
+    at: Setting,
+    *,
+    original: nn.Module | None = None,
+    features: bool = False,
+) -> tuple[dict[str, Judged], str | None]:
+    """What a network that forgot says, and beside it the retrained reference, computed or found, and the original.
+
+    Args:
+        subject: Data and origin of the network.
+        forget: The forget set.
+        model: The network that forgot.
+        record: What making it took.
+        at: Device and the like.
+        original: The network before, to show it beside.
+        features: Whether penultimate features are collected.
+
+    Returns:
+        "model" and, where there are such networks, "reference" and "original"; and why there is no reference.
+    """
+    reference, why_not = find_reference(subject, forget, at)
+    networks = {
+        "model": (model, record),
+        "reference": (None, None) if reference is None else (reference.model, reference.record),
+        "original": (original, None),
+    }
+    judged = {
+        name: Judged(subject.outputs_of(network, forget, features=features, say=at.say), cost)
+        for name, (network, cost) in networks.items()
+        if network is not None
+    }
+    if "original" in judged and "reference" in judged:
+        for warning in check_reference(judged["original"].outputs, judged["reference"].outputs):
+            at.say(f"warning: {warning}")
+    return judged, why_not
+
+
 def evaluate_network(
     subject: Subject,
     forget: ForgetSet,
@@ -225,22 +273,11 @@ def evaluate_network(
     seed: int = 0,
     attacks: Sequence[str] | None = None,
     original: nn.Module | None = None,
+    features: bool = False,
 ) -> dict[str, Any]:
-    """What `judge` finds of a network that forgot, with the retrained reference computed or found."""
-    reference, why_not = find_reference(subject, forget, at)
-    before = None if original is None else subject.outputs_of(original, forget)
-    beside = None if reference is None else subject.outputs_of(reference.model, forget)
-    if before is not None and beside is not None:
-        for warning in check_reference(before, beside):
-            at.say(f"warning: {warning}")
-    return judge(
-        Judged(subject.outputs_of(model, forget), record),
-        reference=None if reference is None or beside is None else Judged(beside, reference.record),
-        original=None if before is None else Judged(before),
-        attacks=attacks,
-        seed=seed,
-        why_no_reference=why_not,
-    )
+    """What `judge` finds of a network that forgot; arguments as for `look_at` and `judge`."""
+    judged, why_not = look_at(subject, forget, model, record, at, original=original, features=features)
+    return judge(**judged, attacks=attacks, seed=seed, why_no_reference=why_not)
 
 
 def evaluate_run(
@@ -253,8 +290,10 @@ def evaluate_run(
     data_config: DataConfig | None = None,
     train_config: TrainConfig | None = None,
     original: str | Path | None = None,
+    features: bool = True,
+    keep_outputs: bool = False,
 ) -> Run:
-    """Evaluate an `unlearn` run: `metrics.json`.
+    """Evaluate an `unlearn` run, or once more an `evaluate` run that kept what its networks said: `metrics.json`.
 
     Args:
         run: The run directory.
@@ -265,9 +304,14 @@ def evaluate_run(
         data_config: Where the data are, if not where they were.
         train_config: How the original was trained, where its checkpoint does not know.
         original: The checkpoint before unlearning, to show it beside; None leaves it out.
+        features: Whether to collect the penultimate features, for the metrics on them.
+        keep_outputs: Whether to keep logits, labels and features of every network, for metrics yet to come.
     """
     check_attacks(attacks or ())
     check_seed(seed)
+    unlearned = artifacts.open_run(run)
+    if unlearned.stage == "evaluate":
+        return measure_again(unlearned, out, at, seed=seed, attacks=attacks)
     unlearned = artifacts.open_run(run, "unlearn")
     _check_store(at)
     subject = load_subject(unlearned.path, at.device, data_config=data_config, train=train_config)
@@ -282,23 +326,62 @@ def evaluate_run(
         "train": subject.origin.train,
         "attacks": attacks,
         "seed": seed,
+        "features": features,
+        "keep_outputs": keep_outputs,
     }
 
     def work(workspace: Workspace) -> None:
-        values = evaluate_network(
-            subject,
-            forget,
-            subject.model,
-            record,
-            at,
-            seed=seed,
-            attacks=attacks,
-            original=None if before is None else before.model,
-        )
+        whole = None if before is None else before.model
+        judged, why_not = look_at(subject, forget, subject.model, record, at, original=whole, features=features)
+        if keep_outputs:
+            for name, found in judged.items():
+                found.outputs.save(workspace.file(OUTPUTS) / name)
+        values = judge(**judged, attacks=attacks, seed=seed, why_no_reference=why_not)
+        at.progress.log(flat({"evaluation": values}))
         workspace.write_json(METRICS_FILE, values)
         workspace.write_json(ABOUT_FILE, about(subject, forget, unlearned.config["unlearn"], record))
+        _draw_features(judged, workspace)
 
     return at.perform(out, "evaluate", settings, work)
+
+
+def measure_again(
+    run: Run, out: str | Path | None, at: Setting, *, seed: int = 0, attacks: Sequence[str] | None = None
+) -> Run:
+    """Evaluate what the networks of an `evaluate` run said, without the networks and the data.
+
+    Raises:
+        UserError: if the run did not keep it, before any work.
+    """
+    kept = run.file(OUTPUTS)
+    if not (kept / "model").is_dir():
+        raise UserError(
+            f"{run.path} did not keep what its networks said; evaluate the `unlearn` run, with --keep-outputs"
+        )
+    before, facts = run.json(METRICS_FILE), run.json(ABOUT_FILE)
+    settings = {"outputs": run.config, "attacks": attacks, "seed": seed}
+
+    def work(workspace: Workspace) -> None:
+        judged = {
+            name: Judged(Outputs.load(kept / name), before if name == "model" else before[name])
+            for name in SHOWN_AS
+            if (kept / name).is_dir()
+        }
+        why_not = before["reasons"].get("gap")
+        workspace.write_json(METRICS_FILE, judge(**judged, attacks=attacks, seed=seed, why_no_reference=why_not))
+        workspace.write_json(ABOUT_FILE, facts)
+        _draw_features(judged, workspace)
+
+    return at.perform(out, "evaluate", settings, work)
+
+
+def _draw_features(judged: Mapping[str, Judged], workspace: Workspace) -> None:
+    """Write where retain and forget lie in the features of each network, where features were collected."""
+    from unsharp.report.embedding import draw, embed
+
+    shown = {title: judged[name].outputs for name, title in SHOWN_AS.items() if name in judged}
+    if all(found.retain.features is not None for found in shown.values()):
+        artifacts.write_text(workspace.file(EMBEDDING_FILE), draw(embed(shown)))
 
 
 def forget_samples(
@@ -338,8 +421,17 @@ def forget_samples(
         network = load_subject(unlearned.path, at.device, data_config=subject.origin.data).model
         record = config.from_dict(Record, unlearned.json(RECORD_FILE))
         values = evaluate_network(
-            subject, forget, network, record, inner, seed=how.seed, attacks=attacks, original=subject.model
+            subject,
+            forget,
+            network,
+            record,
+            inner,
+            seed=how.seed,
+            attacks=attacks,
+            original=subject.model,
+            features=True,
         )
+        at.progress.log(flat({"evaluation": values}))
         facts = about(subject, forget, config.to_dict(how), record)
         if not show_samples:
             facts.pop("ids", None)

@@ -255,8 +255,8 @@ def _bca(
         return figure, figure
     from scipy import stats
 
-    generator = np.random.default_rng(seed)
-    seeded = "rng" if "rng" in inspect.signature(stats.bootstrap).parameters else "random_state"  # until SciPy 1.15
+    until_scipy_1_15 = "rng" not in inspect.signature(stats.bootstrap).parameters
+    seeded: dict[str, Any] = {"random_state" if until_scipy_1_15 else "rng": np.random.default_rng(seed)}
     # Rows of resamples at a time, so that memory stays below some 80 MB.
     rows = max(1, 10_000_000 // len(values))
     with warnings.catch_warnings():
@@ -268,7 +268,7 @@ def _bca(
             n_resamples=resamples,
             batch=rows,
             method="BCa",
-            **{seeded: generator},
+            **seeded,
         )
     if (found.bootstrap_distribution == figure).all():
         return figure, figure

@@ -75,9 +75,16 @@ class Subject:
     digest: str
     path: Path
 
-    def outputs_of(self, model: nn.Module, forget: ForgetSet) -> Outputs:
-        """What `model` says about the retained, the forgotten and the test samples of these data."""
-        return outputs(model, self.splits.train, self.splits.test, forget)
+    def outputs_of(
+        self,
+        model: nn.Module,
+        forget: ForgetSet,
+        *,
+        features: bool = False,
+        say: Callable[[str], None] | None = None,
+    ) -> Outputs:
+        """What `model` says about the retained, the forgotten and the test samples of these data, as `outputs` does."""
+        return outputs(model, self.splits.train, self.splits.test, forget, features=features, say=say)
 
 
 def load_subject(

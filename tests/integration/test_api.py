@@ -334,9 +334,6 @@ config = unsharp.TrainConfig(epochs=1, batch_size=16)
 for method in unsharp.METHODS:
     more = {"make_model": make, "train_config": config} if method == "retrain" else {"epochs": 1}
     forgotten, record = unsharp.unlearn(make(), data, [1, 2, 3], method, **more)
-values = unsharp.evaluate(forgotten, data, [1, 2, 3], test_set=data, record=record, reference=make(),
-                          attacks=["threshold_confidence", "threshold_entropy"])
-assert values["tow"] is not None
 print("done", record.passes)
 """
     )

@@ -54,7 +54,7 @@ def test_each_stage_writes_a_whole_run(flow: Path) -> None:
         "split": {"run.json", "split.json"},
         "mask": {"run.json", "mask.safetensors"},
         "unlearned": {"run.json", "model.safetensors", "record.json", "split.json", "before.json"},
-        "evaluated": {"run.json", "metrics.json", "about.json"},
+        "evaluated": {"run.json", "metrics.json", "about.json", "embedding.svg"},
         "report.html": set(),
         "store": {p.name for p in (flow / "store").iterdir()},
     }

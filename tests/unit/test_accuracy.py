@@ -10,6 +10,7 @@ from unsharp.errors import UserError
 from unsharp.evaluation import METRICS, Evidence, Outputs, Predictions, attacks, gap, measure, predict, reasons
 from unsharp.evaluation.accuracy import ROWS, accuracy, by_sample, correctness, cross_entropies, mean_cross_entropy
 
+GROUPS = {"mia", "divergence", "calibration", "per_class"}
 KEYS = {
     "retain_accuracy",
     "forget_accuracy",
@@ -19,7 +20,7 @@ KEYS = {
     "test_loss",
     "tow",
     "tow_signed",
-    "mia",
+    *GROUPS,
 }
 QUICK = ("threshold_confidence", "svc_correctness")
 
@@ -176,7 +177,8 @@ def test_without_test_set_or_reference_the_value_is_none_and_says_why() -> None:
     assert {k for k, v in values.items() if v is None} == missing
     assert values["mia"] == dict.fromkeys(QUICK)
     why = reasons(alone, QUICK)
-    assert set(why) == missing | set(QUICK)
+    compared = {m.name for m in METRICS.values() if m.group in GROUPS and "reference" in m.needs}
+    assert set(why) == missing | set(QUICK) | compared | {"test_calibration"}
     assert why["test_loss"] == "no test set was given"
     assert why["tow"] == "there is no retrained model to compare with; no test set was given"
     assert alone.of_reference() is None
@@ -204,7 +206,7 @@ def test_unknown_attack_is_refused_with_the_nearest() -> None:
 
 
 def test_every_metric_explains_itself() -> None:
-    assert {m.name for m in METRICS.values() if m.group is None} == KEYS - {"mia"}
+    assert {m.name for m in METRICS.values() if m.group is None} == KEYS - GROUPS
     assert len(attacks()) == 9
     for name, metric in METRICS.items():
         assert metric.name == name

@@ -15,7 +15,6 @@ from sklearn.model_selection import StratifiedKFold
 
 from unsharp.errors import UserError
 from unsharp.evaluation import METRICS, Evidence, Outputs, Predictions, gap, measure, reasons
-from unsharp.evaluation import entanglement as module
 from unsharp.evaluation.entanglement import (
     Sampling,
     Transport,
@@ -31,6 +30,7 @@ from unsharp.evaluation.entanglement import (
     variance_entanglement_by_class,
     wasserstein,
 )
+from unsharp.evaluation.entanglement_metrics import GROUP
 from unsharp.evaluation.features import FeatureSet, streamed
 
 several = settings(max_examples=25, deadline=None)
@@ -441,9 +441,9 @@ def outputs(seed: int, at: float, *, with_features: bool = True) -> Outputs:
 def test_metrics_come_with_the_features_and_with_gaps() -> None:
     evidence = Evidence(outputs(0, 0.5), outputs(1, 0.1), seed=4)
     value = measure(evidence, ())
-    found = value[module.GROUP]
+    found = value[GROUP]
     assert {name: set(figures) for name, figures in found.items()} == NAMES
-    assert {m.name for m in METRICS.values() if m.group == module.GROUP} == set(NAMES)
+    assert {m.name for m in METRICS.values() if m.group == GROUP} == set(NAMES)
     sets = [FeatureSet.of(p.features, p.labels) for p in (evidence.model.retain, evidence.model.forget)]
     expected = wasserstein(*sets, 1, Sampling(seed=4))
     assert expected is not None
@@ -451,8 +451,8 @@ def test_metrics_come_with_the_features_and_with_gaps() -> None:
     assert found["wasserstein_1"]["entanglement_if_alike"] == expected.entanglement_if_alike.value
     assert found["variance_entanglement"]["ratio"] == variance_entanglement(*sets).ratio
     reference = measure(evidence.of_reference(), ())
-    apart = gap(value, reference)[module.GROUP]
-    theirs = reference[module.GROUP]
+    apart = gap(value, reference)[GROUP]
+    theirs = reference[GROUP]
     assert (
         apart["wasserstein_2"]["distance"] == found["wasserstein_2"]["distance"] - theirs["wasserstein_2"]["distance"]
     )
@@ -465,7 +465,7 @@ def test_metrics_come_with_the_features_and_with_gaps() -> None:
 
 def test_without_features_the_results_are_what_they_were() -> None:
     bare = Evidence(outputs(0, 0.5, with_features=False), outputs(1, 0.1))
-    assert module.GROUP not in measure(bare, ())
+    assert GROUP not in measure(bare, ())
     assert not set(reasons(bare, ())) & set(NAMES)
     metric = METRICS["wasserstein_1"]
     assert metric(bare) is None
@@ -473,15 +473,15 @@ def test_without_features_the_results_are_what_they_were() -> None:
     # A reference whose features nobody collected leaves values without gaps.
     half = Evidence(outputs(0, 0.5), outputs(1, 0.1, with_features=False))
     value, reference = measure(half, ()), measure(half.of_reference(), ())
-    assert value[module.GROUP]["wasserstein_1"]["distance"] > 0
-    assert gap(value, reference)[module.GROUP]["wasserstein_1"]["distance"] is None
+    assert value[GROUP]["wasserstein_1"]["distance"] > 0
+    assert gap(value, reference)[GROUP]["wasserstein_1"]["distance"] is None
 
 
 def test_networks_that_died_and_classes_without_partner_give_figures_that_can_be_written() -> None:
     labels = np.zeros(8, dtype=int)
     dead = Predictions(np.zeros((8, 2)), labels, np.zeros((8, 3)))
     other = Predictions(np.zeros((8, 2)), labels + 1, np.zeros((8, 3)))
-    found = measure(Evidence(Outputs(dead, other)), ())[module.GROUP]
+    found = measure(Evidence(Outputs(dead, other)), ())[GROUP]
     assert found["variance_entanglement"]["ratio"] is None
     assert found["variance_entanglement"]["bounded"] == 1
     assert found["wasserstein_1"]["entanglement"] == 1

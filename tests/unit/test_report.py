@@ -11,13 +11,16 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
 
 from unsharp.errors import UserError
+from unsharp.evaluation import Evidence, Outputs, Predictions, measure
 from unsharp.report import figures, write_report
+from unsharp.report.details import details
 from unsharp.report.groups import group
 from unsharp.report.html import inline, render
-from unsharp.report.tables import summarise, to_csv, to_json, to_markdown, to_text
+from unsharp.report.tables import grids, summarise, to_csv, to_json, to_markdown, to_text
 from unsharp.report.verdict import verdicts
 
 T_2 = 4.302652729749464  # 97.5 % quantile of Student's t with 2 degrees of freedom
@@ -244,6 +247,54 @@ def test_what_is_missing_is_a_dash_with_a_footnote() -> None:
 def test_markdown_cells_do_not_break_the_table() -> None:
     text = to_markdown(summarise([run(method="odd|name")]))
     assert "Odd\\|name" in text
+
+
+def with_details(seed: int = 0) -> dict[str, Any]:
+    """A run with divergence, calibration and classes beside the rest; every class has forgotten samples."""
+    made = run(seed)
+    for part, shift in (("reference", 0.0), ("original", 2.0), (None, 1.0 + seed)):
+        classes = {"worst_gap": -8 * shift, "worst_gap_if_alike": -3.0, "classes_lower": 1.0, "other_classes_gap": None}
+        found = {
+            "divergence": {"forget_divergence": {"kl": 0.25 * shift, "churn": 10 * shift, "js": 0.1, "l2": 0.2}},
+            "calibration": {"test_calibration": {"ece": 4.0 + shift, "brier": 0.5}},
+            "per_class": {"test_classes": classes},
+        }
+        where = made["metrics"] if part is None else made["metrics"][part]
+        where |= found
+    made["metrics"]["gap"] |= {"calibration": {"test_calibration": {"ece": 1.0 + seed, "brier": 0.0}}}
+    return made
+
+
+def test_details_stand_in_small_tables_and_all_of_them_in_the_data() -> None:
+    table = summarise([with_details(0), with_details(1)])
+    text = to_markdown(table)
+    assert [g.title for g in grids(table)][-3:] == ["Divergence from the retrained network", "Calibration", "Classes"]
+    assert "| Figure | Original | Retrained | NegGrad |" in text
+    assert "| Forget: KL (nats) | 0.500 ± 0.000 | 0.000 ± 0.000 | 0.375 ± " in text  # ¼ and ½
+    assert "| Test: expected calibration error (%) | 6.0 ± 0.0 (+2.0 ± 0.0) | 4.0 ± 0.0 | 5.5 ± " in text
+    assert "| Test: lowest gap of a class (points) | −16.0 ± 0.0 | 0.0 ± 0.0 | −12.0 ± " in text
+    assert "Jensen" not in text
+    by_key = {r["metric"]: r for r in csv.DictReader(io.StringIO(to_csv(table))) if r["kind"] == "unlearned"}
+    assert float(by_key["divergence.forget_divergence.js"]["mean"]) == pytest.approx(0.1)
+    assert "per_class.test_classes.other_classes_gap" not in by_key  # no network has one
+    assert page([with_details()]).open == []
+    assert "Divergence on forget" in page([with_details()]).text  # what it means is explained
+    assert not {"Calibration", "Classes"} & {g.title for g in grids(summarise([run()]))}
+
+
+def test_every_detail_is_a_value_of_a_metric() -> None:
+    rng = np.random.default_rng(0)
+    labels = [np.append(rng.integers(0, 3, n), 3) for n in (20, 8, 10)]
+    labels[1] %= 3
+    ours, theirs = (Outputs(*(Predictions(rng.normal(size=(len(y), 4)), y) for y in labels)) for _ in range(2))
+    values = measure(Evidence(ours, theirs), ())
+    expected = {
+        f"{name}.{metric}.{key}"
+        for name in ("divergence", "calibration", "per_class")
+        for metric, found in values[name].items()
+        for key in found
+    }
+    assert {detail.key for detail in details()} == expected
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

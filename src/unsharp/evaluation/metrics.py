@@ -109,9 +109,9 @@ def measure(evidence: Evidence, attacks: Iterable[str] | None = None) -> dict[st
 
     Returns:
         retain_accuracy, forget_accuracy, test_accuracy, tow, tow_signed (0–100), retain_loss, forget_loss, test_loss
-        (nats), and mia: for each attack {"mia", "attack_accuracy"} (0–100); entanglement, where there are features:
-        for each of its metrics a dictionary. A value is None where the evidence lacks what it needs; `reasons` says
-        what.
+        (nats), and mia: for each attack {"mia", "attack_accuracy"} (0–100); divergence, calibration and per_class, and
+        entanglement where there are features: for each of their metrics a dictionary. A value is None where the
+        evidence lacks what it needs; `reasons` says what.
 
     Raises:
         UserError: if an attack is unknown.
@@ -134,7 +134,8 @@ def gap(value: dict[str, Any], reference: dict[str, Any] | None) -> dict[str, An
 
     The half-width of an interval (a key that ends in "half_width") is no value but the uncertainty of one: in the gap
     it is the root of the sum of both squares, that of a difference of independent values. The two networks see the same
-    sub-samples, so it is rather too wide.
+    sub-samples, so it is rather too wide. A comparison with the retrained model (divergence, per_class) is 0 of that
+    model itself, and its gap is the value.
 
     Args:
         value: Results of the model, as `measure` returns them.

@@ -20,6 +20,7 @@ from unsharp.models.modes import evaluating
 
 NAMES = ("logits", "labels")
 OPTIONAL = ("features",)
+SETS = ("retain", "forget", "test")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +115,21 @@ class Outputs:
         if len(n_classes) > 1:
             raise UserError(f"retain, forget and test must have equally many classes, got {sorted(n_classes)}")
 
+    def save(self, directory: str | Path) -> None:
+        """Write each set's predictions into a directory, made if it is missing: NAME.safetensors for each name."""
+        for name in SETS:
+            found = getattr(self, name)
+            if found is not None:
+                Path(directory).mkdir(parents=True, exist_ok=True)
+                found.save(Path(directory) / f"{name}.safetensors")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Outputs:
+        """Read what `save` wrote. Raises: UserError if a file other than the test set's is missing, or one broken."""
+        paths = {name: Path(directory) / f"{name}.safetensors" for name in SETS}
+        test = Predictions.load(paths["test"]) if paths["test"].is_file() else None
+        return cls(Predictions.load(paths["retain"]), Predictions.load(paths["forget"]), test)
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -137,7 +153,7 @@ class Evidence:
         check_seed(self.seed)
         if self.reference is None:
             return
-        for split in ("retain", "forget", "test"):
+        for split in SETS:
             ours, theirs = getattr(self.model, split), getattr(self.reference, split)
             if (ours is None) != (theirs is None) or (ours and not np.array_equal(ours.labels, theirs.labels)):
                 raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,15 @@ from torch import nn
 
 from unsharp.data.samples import Samples
 from unsharp.difficulty import ForgetSet
+from unsharp.errors import UserError
+from unsharp.evaluation.features import outputs_with_features
 from unsharp.evaluation.metrics import gap, measure, reasons
 from unsharp.evaluation.predictions import Evidence, Outputs, predict
 
 if TYPE_CHECKING:
     from unsharp.training import Record
+
+COST = ("seconds", "passes", "peak_memory_bytes")
 
 
 @dataclass(frozen=True)
@@ -24,20 +28,49 @@ class Judged:
 
     Args:
         outputs: What it says about retain, forget and test.
-        record: What making it took, where that is known.
+        record: What making it took, where that is known: its record, or figures that were written down.
     """
 
     outputs: Outputs
-    record: Record | None = None
+    record: Record | Mapping[str, Any] | None = None
 
     @property
     def cost(self) -> dict[str, Any]:
         """seconds, passes and peak_memory_bytes, each None where it is not known."""
-        return {name: getattr(self.record, name, None) for name in ("seconds", "passes", "peak_memory_bytes")}
+        if isinstance(self.record, Mapping):
+            return {name: self.record.get(name) for name in COST}
+        return {name: getattr(self.record, name, None) for name in COST}
 
 
-def outputs(model: nn.Module, train_set: Samples, test_set: Samples | None, forget: ForgetSet) -> Outputs:
-    """What the network says about the retained, the forgotten and the test samples."""
+def outputs(
+    model: nn.Module,
+    train_set: Samples,
+    test_set: Samples | None,
+    forget: ForgetSet,
+    *,
+    features: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Outputs:
+    """What the network says about the retained, the forgotten and the test samples.
+
+    Args:
+        model: The network.
+        train_set: The training samples.
+        test_set: The test samples, or None.
+        forget: The forget set among the training samples.
+        features: Whether to collect the penultimate features in the same passes. Where they cannot be found, there are
+            none.
+        say: Told, in a line, why there are none.
+    """
+    if features:
+        try:
+            return outputs_with_features(model, train_set, test_set, forget)
+        except UserError as error:
+            # What is wrong with more than the features is found again here.
+            found = outputs(model, train_set, test_set, forget)
+            if say is not None:
+                say(f"warning: the metrics on features are left out: {error}")
+            return found
     retained = forget.retain_indices(len(train_set))
     test = None if test_set is None else predict(model, test_set, np.arange(len(test_set)))
     return Outputs(predict(model, train_set, retained), predict(model, train_set, forget.indices), test)

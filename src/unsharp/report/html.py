@@ -9,12 +9,12 @@ from typing import Any
 
 from unsharp import artifacts
 from unsharp.errors import UserError
-from unsharp.evaluation.metrics import ATTACKS, METRICS, Direction
+from unsharp.evaluation.metrics import METRICS, Direction
 from unsharp.methods.base import METHODS
 from unsharp.registry import summary
 from unsharp.report import figures, provenance
 from unsharp.report.groups import Group, method_title
-from unsharp.report.tables import MEMBERSHIP, Cell, Column, Grid, Table, footnote, grids, number, strength, summarise
+from unsharp.report.tables import Cell, Column, Grid, Table, footnote, grids, number, strength, summarise
 from unsharp.report.verdict import SCALE, verdicts
 from unsharp.sharpness.base import RULES
 
@@ -162,8 +162,8 @@ def _grid(table: Table, grid: Grid, notes: list[str]) -> dict[str, Any]:
     """A grid with its cells as text; what is missing points to a footnote."""
     lines = []
     for i, (head, remark, cells) in enumerate(grid.lines):
-        n = None if grid.title == MEMBERSHIP else table.rows[i].n
-        kind = "" if grid.title == MEMBERSHIP else table.rows[i].group.kind
+        n = None if grid.down else table.rows[i].n
+        kind = "" if grid.down else table.rows[i].group.kind
         shown = [_shown(column, cell, notes) for column, cell in cells]
         lines.append({"head": head, "remark": remark, "kind": kind, "n": n, "cells": shown})
     with_gap = any(cell.gap is not None for _, _, cells in grid.lines for _, cell in cells)
@@ -180,7 +180,7 @@ def _shown(column: Column, cell: Cell, notes: list[str]) -> dict[str, Any]:
 
 def _metrics(table: Table) -> list[Mapping[str, Any]]:
     """What each metric of the table is, from the registry."""
-    keys = [c.key.split(".")[1] if c.key.startswith(f"{ATTACKS}.") else c.key for c in table.columns]
+    keys = [c.key.split(".")[1] if "." in c.key else c.key for c in table.columns]
     known = [METRICS[key] for key in dict.fromkeys(keys) if key in METRICS]
     return [
         {"title": m.title, "formula": m.formula, "direction": DIRECTIONS[m.direction], "ideal": m.ideal,

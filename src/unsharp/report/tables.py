@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from unsharp.evaluation.metrics import ATTACKS, METRICS
+from unsharp.report import details as behind
 from unsharp.report.groups import Group, group
 from unsharp.stats import Interval, mean_interval
 
 ACCURACY, MEMBERSHIP, STRENGTH, LOSS, COST = "Accuracy", "Membership inference", "Attack accuracy", "Loss", "Cost"
+NETWORK = "Network"
 SPLITS = ("retain", "forget", "test")
 LABELS = {"original": "before unlearning", "retrained": "never saw the forget set", "unlearned": ""}
 REASONS = {
@@ -96,6 +98,11 @@ class Grid:
     heads: list[str]
     lines: list[tuple[str, str, list[tuple[Column, Cell]]]]
 
+    @property
+    def down(self) -> bool:
+        """Whether its figures go down, a line each, and the networks across."""
+        return self.corner != NETWORK
+
 
 def summarise(runs: Sequence[Mapping[str, Any]]) -> Table:
     """All figures of some unlearned networks, over seeds.
@@ -116,19 +123,22 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def grids(table: Table) -> list[Grid]:
-    """The table in readable pieces; attacks, of which there are many, go down instead of across."""
+    """The table in readable pieces; attacks and details, of which there are many, go down instead of across."""
     found = []
     for name in (ACCURACY, COST, LOSS):
         columns = table.section(name)
         if columns:
             heads = [c.title + (f" ({c.unit})" if c.unit in ("s", "nats") else "") for c in columns]
             lines = [(r.group.title, _remark(r), [(c, r.cells[c.key]) for c in columns]) for r in table.rows]
-            found.append(Grid(name, "Network", ["n", *heads], lines))
-    columns = table.section(MEMBERSHIP)
-    if columns:
-        lines = [(c.title, "", [(c, r.cells[c.key]) for r in table.rows]) for c in columns]
-        found.insert(1, Grid(MEMBERSHIP, "Attack", [r.group.title for r in table.rows], lines))
-    return found
+            found.append(Grid(name, NETWORK, ["n", *heads], lines))
+    down = [_down(table, MEMBERSHIP, "Attack"), *(_down(table, name, "Figure") for name in behind.SECTIONS)]
+    return [*found[:1], *filter(None, down[:1]), *found[1:], *filter(None, down[1:])]
+
+
+def _down(table: Table, name: str, corner: str) -> Grid | None:
+    """The figures under a heading, a line each; None where there are none."""
+    lines = [(c.title, "", [(c, r.cells[c.key]) for r in table.rows]) for c in table.section(name)]
+    return Grid(name, corner, [r.group.title for r in table.rows], lines) if lines else None
 
 
 def to_markdown(table: Table, *, pieces: Collection[str] | None = None) -> str:
@@ -144,7 +154,7 @@ def to_markdown(table: Table, *, pieces: Collection[str] | None = None) -> str:
         if pieces is not None and grid.title not in pieces:
             continue
         heads, lines = _texts(table, grid, notes)
-        bars = [_bar(heads), _bar(["---"] + ["---:"] * (len(heads) - 1)), *(_bar(line) for line in lines)]
+        bars = [bar(heads), bar(["---"] + ["---:"] * (len(heads) - 1)), *(bar(line) for line in lines)]
         parts.append(f"**{grid.title}**\n\n" + "\n".join(bars))
     return "\n\n".join([*parts, *_below(table, notes)]) + "\n"
 
@@ -236,7 +246,9 @@ def _shower(typical: float, unit: str) -> Callable[[float], str]:
         power, name = (30, "GiB") if abs(typical) >= 2**30 else (20, "MiB")
         return lambda x: f"{x / 2**power:,.{1 if power == 30 else 0}f} {name}"
     size = abs(typical)
-    decimals = {"%": 1, "nats": 3, "": 0}.get(unit, 0 if size >= 100 else 1 if size >= 10 else 2)
+    decimals = {"%": 1, "points": 1, "classes": 1, "nats": 3, "score": 3, "": 0}.get(
+        unit, 0 if size >= 100 else 1 if size >= 10 else 2
+    )
     return lambda x: _minus(f"{x:,.{decimals}f}")
 
 
@@ -255,7 +267,7 @@ def footnote(reason: str | None, notes: list[str]) -> int:
 
 def _texts(table: Table, grid: Grid, notes: list[str]) -> tuple[list[str], list[list[str]]]:
     """Headings and lines of a grid as text."""
-    counts = [str(r.n) for r in table.rows] if grid.title != MEMBERSHIP else None
+    counts = None if grid.down else [str(r.n) for r in table.rows]
     lines = []
     for i, (head, _, cells) in enumerate(grid.lines):
         texts = [_text(column, cell, notes) for column, cell in cells]
@@ -270,7 +282,8 @@ def _text(column: Column, cell: Cell, notes: list[str]) -> str:
     return number(cell.value, column.unit) + gap
 
 
-def _bar(texts: Sequence[str]) -> str:
+def bar(texts: Sequence[str]) -> str:
+    """A line of a Markdown table."""
     return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
 
@@ -314,7 +327,9 @@ def _columns(values: Sequence[Mapping[str, Any]]) -> tuple[Column, ...]:
         Column("passes_share", "Passes, share of retraining", "%", COST),
         Column("peak_memory_bytes", "Peak memory", "bytes", COST),
     ]
-    return tuple(columns)
+    # What no network has, as older runs or those without a retrained network, would be a table of dashes.
+    known = [d for d in behind.details() if any(_at(v, d.key) is not None for v in values)]
+    return (*columns, *(Column(d.key, d.title, d.unit, d.section, d.with_gap) for d in known))
 
 
 def _cell(of: Group, column: Column) -> Cell:
@@ -348,11 +363,11 @@ def _at(values: Mapping[str, Any], key: str) -> Any:
 def _reason(of: Group, key: str, found: Sequence[Any]) -> str:
     missing = [i for i, v in enumerate(found) if v is None]
     parts = key.split(".")
-    name = parts[1] if parts[0] == ATTACKS else key
+    name = parts[min(1, len(parts) - 1)]
     why = of.runs[missing[0]]["metrics"].get("reasons", {}).get(name)
     if why is None and of.kind == "original" and key in ("seconds", "passes", "peak_memory_bytes"):
         why = REASONS["original"]
-    why = why or REASONS.get(key, "not measured")
+    why = why or (REASONS | behind.REASONS).get(key, "not measured")
     return why if len(missing) == len(found) else f"missing in {len(missing)} of {len(found)} runs: {why}"
 
 
