@@ -161,6 +161,7 @@ def run(
     progress: Progress = SILENT,
     validation: Samples | None = None,
     say: Callable[[str], None] | None = None,
+    unread: int = 0,
 ) -> tuple[nn.Module, Record]:
     """Make a copy of `model` forget the samples at `forget`; `model` itself is left as it is.
 
@@ -179,6 +180,8 @@ def run(
         validation: Samples that the network was not trained on, for methods that choose by them.
         say: Takes a line for the user: where the run stopped, and, where `on_epoch` gives accuracies on retain and
             forget, that the network breaks down. The record has them in any case, under "stop" and "warnings".
+        unread: Retained samples beside those at `retain`, where these are a share already; for methods that weigh by
+            how many there are.
 
     Returns:
         The network that has forgotten, in evaluation mode, and the record of the run.
@@ -187,7 +190,7 @@ def run(
         UserError: for what the method or the loop refuses, or if `stop_at` asks for a network that cannot be retrained.
         NonFiniteError: if a step is not finite.
     """
-    n_retained = len(retain)
+    n_retained = len(retain) + unread
     retain = share_of(samples, retain, config.retain_fraction, config.seed)
     whole = config.retain_fraction == 1
     about: dict[str, Any] = {} if whole else {"retain_fraction": config.retain_fraction, "n_retained": len(retain)}
@@ -204,7 +207,17 @@ def run(
         n_retained=n_retained,
         batch_size=config.batch_size,
         progress=progress,
-        unlearn=_Parts(config, samples, make_optimizer, workspace, save_seconds, on_epoch, progress, validation),
+        unlearn=_Parts(
+            config,
+            samples,
+            n_retained - len(retain),
+            make_optimizer,
+            workspace,
+            save_seconds,
+            on_epoch,
+            progress,
+            validation,
+        ),
     )
     method = config.method
     if isinstance(method, AppliedMethod):
@@ -349,6 +362,7 @@ class _Parts:
 
     config: UnlearnConfig
     samples: Samples
+    unread: int
     make_optimizer: MakeOptimizer | None
     workspace: Workspace | None
     save_seconds: float
@@ -392,6 +406,7 @@ class _Parts:
             on_epoch=self.on_epoch,
             progress=self.progress,
             validation=self.validation,
+            unread=self.unread,
         )
         if place is not None and runtime.world()[0] == 0:
             place.write_json(PART_RECORD_FILE, record)
