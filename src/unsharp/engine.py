@@ -186,8 +186,9 @@ class Loop:
         streams: By name; every name that a phase reads.
         config: Epochs, optimiser, precision and the like.
         make_optimizer: Builds the optimiser from the named trainable parameters, in place of `config.optimizer`.
-        separate_states: Give each phase an optimiser of its own. Where phases of a turn share weights, the first of
-            them alone decays those.
+        separate_states: Give each phase an optimiser of its own. Where phases of a turn share weights, one of them
+            alone decays what it moves, and the others nothing: one without a factor (`scale`), among these the one
+            that acts in most epochs, among these the first.
         alternate: The phases of a turn step one after another on each step's batches, each with an optimiser of its
             own at the weights to which the one before it has moved, and each with its decay.
 
@@ -410,6 +411,7 @@ class Loop:
         """One optimiser for the union of the regions, or one for each phase's own."""
         acting = [None if phase.leak else region for phase, region in zip(self.phases, self._regions)]
         n_states, found = max(self._state_of) + 1, []
+        decaying = self._decaying(acting)
         if n_states == 1 and len({phase.turn for phase in self.phases}) > 1 and not _all_equal(acting):
             raise UserError(
                 "phases in turn with different regions need an optimiser state each, or momentum would carry the "
@@ -421,10 +423,23 @@ class Loop:
             for group in optimizer.param_groups:
                 if n_states > 1:
                     group["lr"] = self.config.phase_lr.get(self.phases[k].name, group["lr"])
-                    if any(self._share_weights(acting, i, k) for i in range(k)):
+                    if k not in decaying:
                         group["weight_decay"] = 0.0
                 group.setdefault("initial_lr", group["lr"])
             found.append(MaskedOptimizer(optimizer, self._params, union([acting[i] for i in mine])))
+        return found
+
+    def _decaying(self, acting: Sequence[list[Tensor | None] | None]) -> list[int]:
+        """The phases whose own optimiser decays: of those that move a common weight in one step, one alone.
+
+        It is the one that rests least, so that decay does not end where others go on; of equal ones the first.
+        """
+        lasting = [self.config.epochs if phase.until is None else phase.until for phase in self.phases]
+        order = sorted(range(len(acting)), key=lambda i: (self.phases[i].scale is not None, -lasting[i]))
+        found: list[int] = []
+        for i in order:
+            if not any(self._share_weights(acting, i, k) for k in found):
+                found.append(i)
         return found
 
     def _share_weights(self, acting: Sequence[list[Tensor | None] | None], i: int, k: int) -> bool:
