@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import unsharp
-from unsharp import cli, config, unlearning
+from unsharp import cli, config, stopping, unlearning
 from unsharp.artifacts import Workspace
 from unsharp.data import Samples, TensorSamples
 from unsharp.errors import UserError
@@ -202,7 +202,7 @@ def test_looking_for_the_end_is_part_of_the_cost(trained: nn.Module, monkeypatch
         time.sleep(0.2)
         return forget_accuracy(*arguments)
 
-    monkeypatch.setattr(unlearning, "forget_accuracy", slow)
+    monkeypatch.setattr(stopping, "forget_accuracy", slow)
     _, record = run(trained, neggrad(epochs=2, stop_at=0.0))
     assert record.seconds > 0.4
     assert record.history[1]["seconds"] - record.history[0]["seconds"] > 0.2
