@@ -411,6 +411,17 @@ def test_a_warning_is_not_said_again_after_a_kill_but_kept(trained: nn.Module, t
     assert record.about["warnings"] == expected.about["warnings"]
 
 
+def test_parts_of_a_run_that_break_down_say_so_by_their_names(trained: nn.Module) -> None:
+    lines: list[str] = []
+    own = {"parts": 2, "methods": ("neggrad:alpha=0.05", "finetune")}
+    how = configure("rum", **own, lr=0.2, epochs=8, batch_size=BATCH, weight_decay=0.0)
+    _, record = run(trained, how, on_epoch=look, say=lines.append)
+    assert lines == [f"warning: {line}" for line in record.about["warnings"]]
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: part-1: epoch ")
+    assert "retain accuracy has fallen from 100.0 %" in lines[0]
+
+
 # --- in the report ---------------------------------------------------------------------------------------------------
 
 
