@@ -24,7 +24,7 @@ from unsharp.sharpness.base import Site
 from unsharp.sharpness.normalisation import normalisation_weights
 from unsharp.sharpness.point import Gradients, Point, keep_region, scale_gradients
 from unsharp.sharpness.replay import Replay, WholeModel
-from unsharp.sharpness.step import MaskedOptimizer, MemoryGuard, Stepper, check_base
+from unsharp.sharpness.step import SCALE_FREE, MaskedOptimizer, MemoryGuard, Stepper, check_base
 
 MakeOptimizer = Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 TakeTerms = Callable[[Mapping[str, Tensor]], None]
@@ -40,7 +40,7 @@ class OptimizerConfig:
         name: Class of `torch.optim`, in any case ("sgd", "adamw").
         lr: Learning rate > 0; unlearning takes 0.01 where nothing is said.
         momentum: Momentum; None takes 0.9 for SGD, and nothing for the others.
-        weight_decay: Weight decay ≥ 0.
+        weight_decay: Weight decay ≥ 0; 0 for a class that has none.
         options: Further arguments of the class.
     """
 
@@ -76,10 +76,17 @@ class OptimizerConfig:
         if self.momentum is not None or cls is torch.optim.SGD:
             values["momentum"] = 0.9 if self.momentum is None else self.momentum
         accepted = set(inspect.signature(cls).parameters)
+        if self.weight_decay == 0 and "weight_decay" not in accepted:
+            del values["weight_decay"]
         for name in values:
             if name not in accepted:
                 raise UserError(f"optimizer {self.name} does not take {name!r}; it takes {', '.join(sorted(accepted))}")
         return values
+
+    @property
+    def scale_free(self) -> bool:
+        """Whether its step does not depend on the size of the gradients, since it divides by that."""
+        return self.optimizer_class().__name__ in SCALE_FREE
 
     def build(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """The optimiser for these parameters, in its one-kernel form where the device has one.

@@ -211,6 +211,7 @@ class Watch:
         retrain: Gives the retrained network, where its accuracy is the one to stop at.
         on_epoch: Gives the accuracies of a network, as the history has them; None where nobody looks.
         say: Takes a line for the user; None where nobody listens.
+        cautions: What the user is to know before the run.
 
     Raises:
         UserError: if a network should be retrained, and nobody knows how.
@@ -229,11 +230,12 @@ class Watch:
         retrain: Callable[[], tuple[nn.Module, Any]] | None,
         on_epoch: Callable[[nn.Module], Mapping[str, float]] | None,
         say: Callable[[str], None] | None,
+        cautions: Sequence[str] = (),
     ) -> None:
         self._samples, self._forget, self._epochs, self._batch_size = samples, forget, epochs, batch_size
         self._say = say or (lambda line: None)
         self._target = None if stop_at is None else Target.of(stop_at, samples, forget, retrain)
-        self._at_start = self._early(model)
+        self._at_start = [*cautions, *self._early(model)]
         for line in self._at_start:
             self._say(f"warning: {line}")
         self._breakdown = Breakdown.watched(

@@ -75,6 +75,14 @@ class UnlearnConfig(LoopConfig):
                 raise unknown(name, getattr(self, name), known)
         self._check_stop()
 
+    def cautions(self) -> list[str]:
+        """What the user is to know before a run: settings that do not do here what they say."""
+        if not isinstance(self.method, PhasedMethod):
+            return []
+        apart = self.phase_steps != "together" or self.method.separate_states
+        apart = apart or bool(self.phase_lr or self.phase_schedule)
+        return self.method.cautions(scale_free=self.optimizer.scale_free, apart=apart)
+
     def _check_stop(self) -> None:
         if self.stop_at is None:
             return
@@ -261,6 +269,7 @@ def _run_phases(
         retrain=problem.retrain,
         on_epoch=on_epoch,
         say=say,
+        cautions=config.cautions() if make_optimizer is None else (),
     )
     started = time.monotonic()
     phases = method.phases(problem)
