@@ -106,7 +106,7 @@ def told(outcome: Mapping[str, Any]) -> str:
         return f"{where}: forget accuracy is {at}, and was to come down to {target}"
     return (
         f"ran all {outcome['epochs']} epochs: forget accuracy is {at}, and did not come down to {target}; take more "
-        "epochs or a higher learning rate, or give the forget loss more weight (alpha)"
+        "epochs or a higher learning rate, or give the forget loss more weight (alpha, where the method has it)"
     )
 
 
@@ -185,7 +185,7 @@ class Breakdown:
             f"epoch {int(row['epoch'])} of {self.epochs}: retain accuracy has fallen from "
             f"{self.start['retain_accuracy']:.1f} % to {row['retain_accuracy']:.1f} %, where a guess has "
             f"{self.retain_guess:.1f} %: the network breaks down; lower the learning rate, take fewer epochs, or give "
-            "the retain loss more weight (alpha)"
+            "the retain loss more weight (alpha, where the method has it)"
         )
 
     def _about_forget(self, row: Mapping[str, float]) -> str:

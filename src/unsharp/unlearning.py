@@ -64,7 +64,8 @@ class UnlearnConfig(LoopConfig):
         name = RULES.name_of(type(self.rule))
         admitted, why = self.method.admits(name)
         if not admitted:
-            raise UserError(f"{METHODS.name_of(type(self.method))} does not take rule {name}: {why}")
+            others = ", ".join(rule for rule in RULES if self.method.admits(rule)[0])
+            raise UserError(f"{METHODS.name_of(type(self.method))} does not take rule {name}: {why}; it takes {others}")
         self.method.check(self.rule)
         check_fraction("retain_fraction", self.retain_fraction, open_low=True)
         if self.retain_fraction < 1 and (why := self.method.no_retain_fraction):
