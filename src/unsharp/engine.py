@@ -418,7 +418,7 @@ class Loop:
         """One optimiser for the union of the regions, or one for each phase's own."""
         acting = [None if phase.leak else region for phase, region in zip(self.phases, self._regions)]
         n_states, found = max(self._state_of) + 1, []
-        decaying = self._decaying(acting)
+        decaying = self._decaying(acting) if n_states > 1 else []
         if n_states == 1 and len({phase.turn for phase in self.phases}) > 1 and not _all_equal(acting):
             raise UserError(
                 "phases in turn with different regions need an optimiser state each, or momentum would carry the "
