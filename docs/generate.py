@@ -68,8 +68,18 @@ def methods_by_rules() -> str:
     """Which method works under which rule."""
     head = ["method", *(f"`{rule}`" for rule in RULES)]
     rows = [[f"`{n}`", *("yes" if c.admits(rule)[0] else "no" for rule in RULES)] for n, c in METHODS.items()]
-    refused = [f"`{n}` under `{r}`: {c.admits(r)[1]}." for n, c in METHODS.items() for r in RULES if not c.admits(r)[0]]
-    return "\n\n".join([table(head, rows), *refused])
+    why: dict[tuple[str, str], list[str]] = {}
+    others = [f"`{rule}`" for rule in RULES if rule != "none"]
+    for n, c in METHODS.items():
+        for rule in RULES:
+            admitted, reason = c.admits(rule)
+            if not admitted:
+                why.setdefault((n, reason), []).append(f"`{rule}`")
+    refused = [
+        f"- `{n}` under {'every rule but `none`' if under == others else ', '.join(under)}: {reason}."
+        for (n, reason), under in why.items()
+    ]
+    return "\n\n".join([table(head, rows), "\n".join(refused)])
 
 
 def methods_compared() -> str:

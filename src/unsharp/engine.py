@@ -24,7 +24,7 @@ from unsharp.sharpness.base import Site
 from unsharp.sharpness.normalisation import normalisation_weights
 from unsharp.sharpness.point import Gradients, Point, keep_region, scale_gradients
 from unsharp.sharpness.replay import Replay, WholeModel
-from unsharp.sharpness.step import MaskedOptimizer, MemoryGuard, Stepper, check_base
+from unsharp.sharpness.step import SCALE_FREE, MaskedOptimizer, MemoryGuard, Stepper, check_base
 
 MakeOptimizer = Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 TakeTerms = Callable[[Mapping[str, Tensor]], None]
@@ -40,7 +40,7 @@ class OptimizerConfig:
         name: Class of `torch.optim`, in any case ("sgd", "adamw").
         lr: Learning rate > 0; unlearning takes 0.01 where nothing is said.
         momentum: Momentum; None takes 0.9 for SGD, and nothing for the others.
-        weight_decay: Weight decay ≥ 0.
+        weight_decay: Weight decay ≥ 0; 0 for a class that has none.
         options: Further arguments of the class.
     """
 
@@ -76,10 +76,17 @@ class OptimizerConfig:
         if self.momentum is not None or cls is torch.optim.SGD:
             values["momentum"] = 0.9 if self.momentum is None else self.momentum
         accepted = set(inspect.signature(cls).parameters)
+        if self.weight_decay == 0 and "weight_decay" not in accepted:
+            del values["weight_decay"]
         for name in values:
             if name not in accepted:
                 raise UserError(f"optimizer {self.name} does not take {name!r}; it takes {', '.join(sorted(accepted))}")
         return values
+
+    @property
+    def scale_free(self) -> bool:
+        """Whether its step does not depend on the size of the gradients, since it divides by that."""
+        return self.optimizer_class().__name__ in SCALE_FREE
 
     def build(self, named: list[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         """The optimiser for these parameters, in its one-kernel form where the device has one.
@@ -186,8 +193,9 @@ class Loop:
         streams: By name; every name that a phase reads.
         config: Epochs, optimiser, precision and the like.
         make_optimizer: Builds the optimiser from the named trainable parameters, in place of `config.optimizer`.
-        separate_states: Give each phase an optimiser of its own. Where phases of a turn share weights, the first of
-            them alone decays those.
+        separate_states: Give each phase an optimiser of its own. Where phases of a turn share weights, one of them
+            alone decays what it moves, and the others nothing: one without a factor (`scale`), among these the one
+            that acts in most epochs, among these the first.
         alternate: The phases of a turn step one after another on each step's batches, each with an optimiser of its
             own at the weights to which the one before it has moved, and each with its decay.
 
@@ -410,6 +418,7 @@ class Loop:
         """One optimiser for the union of the regions, or one for each phase's own."""
         acting = [None if phase.leak else region for phase, region in zip(self.phases, self._regions)]
         n_states, found = max(self._state_of) + 1, []
+        decaying = self._decaying(acting) if n_states > 1 else []
         if n_states == 1 and len({phase.turn for phase in self.phases}) > 1 and not _all_equal(acting):
             raise UserError(
                 "phases in turn with different regions need an optimiser state each, or momentum would carry the "
@@ -421,10 +430,23 @@ class Loop:
             for group in optimizer.param_groups:
                 if n_states > 1:
                     group["lr"] = self.config.phase_lr.get(self.phases[k].name, group["lr"])
-                    if any(self._share_weights(acting, i, k) for i in range(k)):
+                    if k not in decaying:
                         group["weight_decay"] = 0.0
                 group.setdefault("initial_lr", group["lr"])
             found.append(MaskedOptimizer(optimizer, self._params, union([acting[i] for i in mine])))
+        return found
+
+    def _decaying(self, acting: Sequence[list[Tensor | None] | None]) -> list[int]:
+        """The phases whose own optimiser decays: of those that move a common weight in one step, one alone.
+
+        It is the one that rests least, so that decay does not end where others go on; of equal ones the first.
+        """
+        lasting = [self.config.epochs if phase.until is None else phase.until for phase in self.phases]
+        order = sorted(range(len(acting)), key=lambda i: (self.phases[i].scale is not None, -lasting[i]))
+        found: list[int] = []
+        for i in order:
+            if not any(self._share_weights(acting, i, k) for k in found):
+                found.append(i)
         return found
 
     def _share_weights(self, acting: Sequence[list[Tensor | None] | None], i: int, k: int) -> bool:

@@ -106,7 +106,7 @@ def told(outcome: Mapping[str, Any]) -> str:
         return f"{where}: forget accuracy is {at}, and was to come down to {target}"
     return (
         f"ran all {outcome['epochs']} epochs: forget accuracy is {at}, and did not come down to {target}; take more "
-        "epochs or a higher learning rate, or give the forget loss more weight (alpha)"
+        "epochs or a higher learning rate, or give the forget loss more weight (alpha, where the method has it)"
     )
 
 
@@ -185,7 +185,7 @@ class Breakdown:
             f"epoch {int(row['epoch'])} of {self.epochs}: retain accuracy has fallen from "
             f"{self.start['retain_accuracy']:.1f} % to {row['retain_accuracy']:.1f} %, where a guess has "
             f"{self.retain_guess:.1f} %: the network breaks down; lower the learning rate, take fewer epochs, or give "
-            "the retain loss more weight (alpha)"
+            "the retain loss more weight (alpha, where the method has it)"
         )
 
     def _about_forget(self, row: Mapping[str, float]) -> str:
@@ -195,3 +195,95 @@ class Breakdown:
             f"({self.forget_guess:.1f} %): a network retrained without these samples seldom does so badly; lower the "
             "learning rate, take fewer epochs, or let the run stop in time (stop_at)"
         )
+
+
+class Watch:
+    """Looks at a run after each epoch: whether it has come to its end, and whether the network breaks down.
+
+    Args:
+        model: The network before the run.
+        samples: Its training data.
+        forget: Positions to forget.
+        retain: Positions that the run retains.
+        epochs: Epochs of the whole run.
+        batch_size: That of the run, in which passes are counted.
+        stop_at: The forget accuracy at which the run ends; None runs all epochs.
+        retrain: Gives the retrained network, where its accuracy is the one to stop at.
+        on_epoch: Gives the accuracies of a network, as the history has them; None where nobody looks.
+        say: Takes a line for the user; None where nobody listens.
+        cautions: What the user is to know before the run.
+
+    Raises:
+        UserError: if a network should be retrained, and nobody knows how.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        samples: Samples,
+        forget: np.ndarray,
+        retain: np.ndarray,
+        *,
+        epochs: int,
+        batch_size: int,
+        stop_at: StopAt | None,
+        retrain: Callable[[], tuple[nn.Module, Any]] | None,
+        on_epoch: Callable[[nn.Module], Mapping[str, float]] | None,
+        say: Callable[[str], None] | None,
+        cautions: Sequence[str] = (),
+    ) -> None:
+        self._samples, self._forget, self._epochs, self._batch_size = samples, forget, epochs, batch_size
+        self._say = say or (lambda line: None)
+        self._target = None if stop_at is None else Target.of(stop_at, samples, forget, retrain)
+        self._at_start = [*cautions, *self._early(model)]
+        for line in self._at_start:
+            self._say(f"warning: {line}")
+        self._breakdown = Breakdown.watched(
+            samples,
+            forget,
+            retain,
+            {} if on_epoch is None or say is None else on_epoch(model),
+            epochs=epochs,
+            target=self._target,
+        )
+
+    def measured(self, network: nn.Module) -> dict[str, float]:
+        """What has to be known of the network after an epoch."""
+        if self._target is None:
+            return {}
+        return {"forget_accuracy": self._accuracy(network)}
+
+    def ends(self, history: Sequence[Mapping[str, float]]) -> bool:
+        """Whether the run may end after this epoch; says what is new."""
+        for line in self._breakdown.warnings(history)[len(self._breakdown.warnings(history[:-1])) :]:
+            self._say(f"warning: {line}")
+        ended = self._target is not None and self._target.reached(history[-1])
+        if self._target is not None and (ended or len(history) == self._epochs):
+            self._say(told(self._target.outcome(history, self._epochs)))
+        return ended
+
+    def passes(self, epochs: int) -> int:
+        """What looking took: a pass forward alone is a third of one."""
+        if self._target is None:
+            return 0
+        return round(epochs * math.ceil(len(self._forget) / self._batch_size) / 3)
+
+    def about(self, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        """What the record says."""
+        found: dict[str, Any] = {}
+        if self._target is not None:
+            found["stop"] = self._target.outcome(history, self._epochs)
+        if warnings := self._at_start + self._breakdown.warnings(history):
+            found["warnings"] = warnings
+        return found
+
+    def _early(self, model: nn.Module) -> list[str]:
+        if self._target is None or (before := self._accuracy(model)) > self._target.accuracy:
+            return []
+        return [
+            f"forget accuracy is {before:.1f} % before the first step, and was to come down to {self._target}: there "
+            "is nothing to bring down, and the run ends as soon as an epoch ends so low"
+        ]
+
+    def _accuracy(self, network: nn.Module) -> float:
+        return forget_accuracy(network, self._samples, self._forget)

@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from unsharp import checkpoints, runtime
 from unsharp import config as configuration
-from unsharp.artifacts import RESUME_FILE, Workspace, atomic
+from unsharp import runtime
+from unsharp.artifacts import Workspace
 from unsharp.data.samples import Samples
 from unsharp.data.share import share_of
 from unsharp.data.streams import Stream
 from unsharp.engine import Loop, LoopConfig, MakeOptimizer, OptimizerConfig
+from unsharp.epochs import Epochs
 from unsharp.errors import UserError, unknown
-from unsharp.methods.base import METHODS, AppliedMethod, Method, PhasedMethod, Problem, check_fraction
+from unsharp.methods.base import METHODS, AppliedMethod, Choice, Method, PhasedMethod, Problem, check_fraction
+from unsharp.parts import Parts, of_part
 from unsharp.phases import FORGET, RETAIN
 from unsharp.progress import SILENT, Progress
 from unsharp.published import published_settings
 from unsharp.sharpness.base import NO_RULE, RULES, Rule
-from unsharp.stopping import Breakdown, StopAt, Target, check_stop_at, forget_accuracy, told
+from unsharp.stopping import StopAt, Watch, check_stop_at
 from unsharp.training import Record, named_by, run_loop
-
-PART_RECORD_FILE = "record.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +61,11 @@ class UnlearnConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        admitted, why = self.method.admits(RULES.name_of(type(self.rule)))
+        name = RULES.name_of(type(self.rule))
+        admitted, why = self.method.admits(name)
         if not admitted:
-            raise UserError(f"{METHODS.name_of(type(self.method))} does not take rule {self.rule!r}: {why}")
+            others = ", ".join(rule for rule in RULES if self.method.admits(rule)[0])
+            raise UserError(f"{METHODS.name_of(type(self.method))} does not take rule {name}: {why}; it takes {others}")
         self.method.check(self.rule)
         check_fraction("retain_fraction", self.retain_fraction, open_low=True)
         if self.retain_fraction < 1 and (why := self.method.no_retain_fraction):
@@ -75,6 +75,14 @@ class UnlearnConfig(LoopConfig):
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
         self._check_stop()
+
+    def cautions(self) -> list[str]:
+        """What the user is to know before a run: settings that do not do here what they say."""
+        if not isinstance(self.method, PhasedMethod):
+            return []
+        apart = self.phase_steps != "together" or self.method.separate_states
+        apart = apart or bool(self.phase_lr or self.phase_schedule)
+        return self.method.cautions(scale_free=self.optimizer.scale_free, apart=apart)
 
     def _check_stop(self) -> None:
         if self.stop_at is None:
@@ -161,6 +169,7 @@ def run(
     progress: Progress = SILENT,
     validation: Samples | None = None,
     say: Callable[[str], None] | None = None,
+    unread: int = 0,
 ) -> tuple[nn.Module, Record]:
     """Make a copy of `model` forget the samples at `forget`; `model` itself is left as it is.
 
@@ -179,6 +188,8 @@ def run(
         validation: Samples that the network was not trained on, for methods that choose by them.
         say: Takes a line for the user: where the run stopped, and, where `on_epoch` gives accuracies on retain and
             forget, that the network breaks down. The record has them in any case, under "stop" and "warnings".
+        unread: Retained samples beside those at `retain`, where these are a share already; for methods that weigh by
+            how many there are.
 
     Returns:
         The network that has forgotten, in evaluation mode, and the record of the run.
@@ -187,10 +198,29 @@ def run(
         UserError: for what the method or the loop refuses, or if `stop_at` asks for a network that cannot be retrained.
         NonFiniteError: if a step is not finite.
     """
-    n_retained = len(retain)
+    n_retained = len(retain) + unread
     retain = share_of(samples, retain, config.retain_fraction, config.seed)
-    whole = config.retain_fraction == 1
-    about: dict[str, Any] = {} if whole else {"retain_fraction": config.retain_fraction, "n_retained": len(retain)}
+    unread = n_retained - len(retain)
+
+    def run_part(
+        stage: str, network: nn.Module, part: np.ndarray, kept: np.ndarray, how: UnlearnConfig, place: Workspace | None
+    ) -> tuple[nn.Module, Record]:
+        return run(
+            network,
+            samples,
+            part,
+            kept,
+            how,
+            make_optimizer=make_optimizer,
+            workspace=place,
+            save_seconds=save_seconds,
+            on_epoch=on_epoch,
+            progress=progress,
+            validation=validation,
+            say=of_part(stage, say),
+            unread=unread,
+        )
+
     problem = Problem(
         model=model,
         samples=samples,
@@ -204,34 +234,58 @@ def run(
         n_retained=n_retained,
         batch_size=config.batch_size,
         progress=progress,
-        unlearn=_Parts(config, samples, make_optimizer, workspace, save_seconds, on_epoch, progress, validation),
+        unlearn=Parts(config, workspace, run_part),
     )
     method = config.method
     if isinstance(method, AppliedMethod):
         network, record = method.apply(problem)
-        return network, dataclasses.replace(record, about=named_by(config, samples) | record.about | about)
-    if not isinstance(method, PhasedMethod):
+    elif isinstance(method, PhasedMethod):
+        network, record = _run_phases(method, problem, config, make_optimizer, save_seconds, on_epoch, say)
+    else:
         raise UserError(f"{type(method).__name__} must be a PhasedMethod or an AppliedMethod")
-    watch = _Watch(config, model, samples, forget, retain, retrain, on_epoch, say)
+    about = named_by(config, samples) | record.about
+    if config.retain_fraction < 1:
+        about |= {"retain_fraction": config.retain_fraction, "n_retained": len(retain)}
+    return network, dataclasses.replace(record, about=about)
+
+
+def _run_phases(
+    method: PhasedMethod,
+    problem: Problem,
+    config: UnlearnConfig,
+    make_optimizer: MakeOptimizer | None,
+    save_seconds: float,
+    on_epoch: Callable[[nn.Module], Mapping[str, float]] | None,
+    say: Callable[[str], None] | None,
+) -> tuple[nn.Module, Record]:
+    """Run the phases of a method on a copy of the network. Args: as for `run`."""
+    watch = Watch(
+        problem.model,
+        problem.samples,
+        problem.forget,
+        problem.retain,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        stop_at=config.stop_at,
+        retrain=problem.retrain,
+        on_epoch=on_epoch,
+        say=say,
+        cautions=config.cautions() if make_optimizer is None else (),
+    )
     started = time.monotonic()
     phases = method.phases(problem)
     preparation = time.monotonic() - started
-    copied = copy.deepcopy(model)
-    rank, world = runtime.world()
-    streams = {
-        name: Stream(samples, indices, config.batch_size, config.seed, rank, world, config.last_batch, config.cycle)
-        for name, indices in ((RETAIN, retain), (FORGET, forget))
-    }
+    copied = copy.deepcopy(problem.model)
     loop = Loop(
         copied,
         phases,
-        streams,
+        _streams(problem, config),
         config,
         make_optimizer=make_optimizer,
         separate_states=method.separate_states or config.phase_steps == "separate",
         alternate=config.phase_steps == "alternate",
     )
-    epochs = _Epochs(copied, workspace) if method.chooses_epoch else None
+    epochs = Epochs(copied, problem.workspace) if method.chooses_epoch else None
 
     def after_epoch() -> Mapping[str, float]:
         if epochs is not None:
@@ -244,195 +298,44 @@ def run(
 
     record = run_loop(
         loop,
-        workspace=workspace,
+        workspace=problem.workspace,
         save_seconds=save_seconds,
         on_epoch=after_epoch,
-        progress=progress,
+        progress=problem.progress,
         label=METHODS.name_of(type(method)),
         stop=lambda row: watch.ends(loop.history),
     )
     # a teacher's pass forward, without one backward, is a third of a pass
     extra = method.preparation_passes(problem, config.batch_size) + round(loop.other_forwards / 3)
     extra += watch.passes(loop.epoch)
-    about |= watch.about(loop.history)
+    about = watch.about(loop.history)
     ended = time.monotonic()
     if epochs is not None:
-        epochs.keep(loop.epoch - 1)  # a rule may have ended the run with other weights than those of its last step
-        if world > 1:
-            torch.distributed.barrier()  # the first process writes what all read
-        chosen = method.choose_epoch(problem, epochs.network, loop.epoch, config.batch_size)
-        epochs.network(chosen.epoch)
+        chosen = _chosen(method, problem, epochs, loop.epoch)
         extra += chosen.passes
         about["chosen"] = {"epoch": chosen.epoch + 1, **chosen.about}
-    return copied.eval(), dataclasses.replace(
-        record,
-        seconds=record.seconds + preparation + time.monotonic() - ended,
-        passes=record.passes + extra,
-        about=named_by(config, samples) | about,
-    )
+    seconds = record.seconds + preparation + time.monotonic() - ended
+    return copied.eval(), dataclasses.replace(record, seconds=seconds, passes=record.passes + extra, about=about)
 
 
-class _Watch:
-    """Looks at the run after each epoch: whether it has come to its end, and whether the network breaks down."""
-
-    def __init__(
-        self,
-        config: UnlearnConfig,
-        model: nn.Module,
-        samples: Samples,
-        forget: np.ndarray,
-        retain: np.ndarray,
-        retrain: Callable[[], tuple[nn.Module, Record]] | None,
-        on_epoch: Callable[[nn.Module], Mapping[str, float]] | None,
-        say: Callable[[str], None] | None,
-    ) -> None:
-        self._config, self._samples, self._forget = config, samples, forget
-        self._say = say or (lambda line: None)
-        self._target = None if config.stop_at is None else Target.of(config.stop_at, samples, forget, retrain)
-        self._at_start = self._early(model)
-        for line in self._at_start:
-            self._say(f"warning: {line}")
-        self._breakdown = Breakdown.watched(
-            samples,
-            forget,
-            retain,
-            {} if on_epoch is None or say is None else on_epoch(model),
-            epochs=config.epochs,
-            target=self._target,
-        )
-
-    def measured(self, network: nn.Module) -> dict[str, float]:
-        """What has to be known of the network after an epoch."""
-        if self._target is None:
-            return {}
-        return {"forget_accuracy": self._accuracy(network)}
-
-    def ends(self, history: Sequence[Mapping[str, float]]) -> bool:
-        """Whether the run may end after this epoch; says what is new."""
-        for line in self._breakdown.warnings(history)[len(self._breakdown.warnings(history[:-1])) :]:
-            self._say(f"warning: {line}")
-        ended = self._target is not None and self._target.reached(history[-1])
-        if self._target is not None and (ended or len(history) == self._config.epochs):
-            self._say(told(self._target.outcome(history, self._config.epochs)))
-        return ended
-
-    def passes(self, epochs: int) -> int:
-        """What looking took: a pass forward alone is a third of one."""
-        if self._target is None:
-            return 0
-        return round(epochs * math.ceil(len(self._forget) / self._config.batch_size) / 3)
-
-    def about(self, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-        """What the record says."""
-        found: dict[str, Any] = {}
-        if self._target is not None:
-            found["stop"] = self._target.outcome(history, self._config.epochs)
-        if warnings := self._at_start + self._breakdown.warnings(history):
-            found["warnings"] = warnings
-        return found
-
-    def _early(self, model: nn.Module) -> list[str]:
-        if self._target is None or (before := self._accuracy(model)) > self._target.accuracy:
-            return []
-        return [
-            f"forget accuracy is {before:.1f} % before the first step, and was to come down to {self._target}: there "
-            "is nothing to bring down, and the run ends as soon as an epoch ends so low"
-        ]
-
-    def _accuracy(self, network: nn.Module) -> float:
-        return forget_accuracy(network, self._samples, self._forget)
+def _streams(problem: Problem, config: UnlearnConfig) -> dict[str, Stream]:
+    """What the phases read, this process's share of each batch."""
+    rank, world = runtime.world()
+    seed, last = config.seed, config.last_batch
+    return {
+        name: Stream(problem.samples, indices, config.batch_size, seed, rank, world, last, config.cycle)
+        for name, indices in ((RETAIN, problem.retain), (FORGET, problem.forget))
+    }
 
 
-@dataclass(frozen=True, eq=False)
-class _Parts:
-    """Runs other methods on parts of the task, each in a hidden directory of its own, which goes with the whole run."""
-
-    config: UnlearnConfig
-    samples: Samples
-    make_optimizer: MakeOptimizer | None
-    workspace: Workspace | None
-    save_seconds: float
-    on_epoch: Callable[[nn.Module], Mapping[str, float]] | None
-    progress: Progress
-    validation: Samples | None
-
-    def __call__(
-        self,
-        model: nn.Module,
-        method: Method,
-        forget: np.ndarray,
-        retain: np.ndarray,
-        *,
-        stage: str,
-        settings: Mapping[str, Any],
-    ) -> tuple[nn.Module, Record]:
-        loop = {name: value for name, value in settings.items() if name != "lr"}
-        if "lr" in settings:
-            loop["optimizer"] = dataclasses.replace(self.config.optimizer, lr=settings["lr"])
-        how = dataclasses.replace(self.config, method=method, retain_fraction=1.0, **loop)
-        place = None if self.workspace is None else Workspace(self.workspace.file(f".{stage}"))
-        # done or found done, its weights are put into a copy of this very network: the same bits, in the same order
-        network = copy.deepcopy(model)
-        if place is not None:
-            place.path.mkdir(exist_ok=True)
-            if place.file(checkpoints.MODEL_FILE).exists():
-                weights, _ = checkpoints.load_weights(place.path)
-                checkpoints.load_into(network, weights, str(place.path))
-                record = configuration.from_dict(Record, configuration.read_json(place.file(PART_RECORD_FILE)))
-                return network.eval(), record
-        found, record = run(
-            model,
-            self.samples,
-            forget,
-            retain,
-            how,
-            make_optimizer=self.make_optimizer,
-            workspace=place,
-            save_seconds=self.save_seconds,
-            on_epoch=self.on_epoch,
-            progress=self.progress,
-            validation=self.validation,
-        )
-        if place is not None and runtime.world()[0] == 0:
-            place.write_json(PART_RECORD_FILE, record)
-            checkpoints.save_model(place.file(checkpoints.MODEL_FILE), found, {})
-            place.file(RESUME_FILE).unlink(missing_ok=True)
-        network.load_state_dict(found.state_dict())
-        return network.eval(), record
-
-
-class _Epochs:
-    """The weights and buffers after each epoch: with the run, so that a kill loses none, or in the host's memory.
-
-    What is kept with the run goes when the run is whole.
-    """
-
-    def __init__(self, network: nn.Module, workspace: Workspace | None) -> None:
-        self._network = network
-        self._workspace = workspace
-        self._states: dict[int, dict[str, Tensor]] = {}
-
-    def keep(self, epoch: int) -> None:
-        """Keep the network as it is now."""
-        state = self._network.state_dict()
-        if self._workspace is None:
-            self._states[epoch] = {k: v.to("cpu", copy=True) if isinstance(v, Tensor) else v for k, v in state.items()}
-        elif runtime.world()[0] == 0:
-            with atomic(self._file(self._workspace, epoch)) as temporary, open(temporary, "wb") as file:
-                torch.save(state, file)
-
-    def network(self, epoch: int) -> nn.Module:
-        """The network as it was then, in evaluation mode."""
-        if self._workspace is None:
-            state = self._states[epoch]
-        else:
-            state = torch.load(self._file(self._workspace, epoch), map_location="cpu", weights_only=True)
-        self._network.load_state_dict(state)
-        return self._network.eval()
-
-    @staticmethod
-    def _file(workspace: Workspace, epoch: int) -> Path:
-        return workspace.file(f".epoch-{epoch}.pt")
+def _chosen(method: PhasedMethod, problem: Problem, epochs: Epochs, n_epochs: int) -> Choice:
+    """Let the method choose among the epochs of a run that has just ended, and put the chosen weights in."""
+    epochs.keep(n_epochs - 1)  # a rule may have ended the run with other weights than those of its last step
+    if runtime.world()[1] > 1:
+        torch.distributed.barrier()  # the first process writes what all read
+    chosen = method.choose_epoch(problem, epochs.network, n_epochs, problem.batch_size)
+    epochs.network(chosen.epoch)
+    return chosen
 
 
 def _fields(cls: Any, without: tuple[str, ...] = ()) -> dict[str, str]:

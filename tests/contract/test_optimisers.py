@@ -12,7 +12,7 @@ from torch import nn
 from contract import cases
 from unsharp.errors import UserError
 from unsharp.sharpness import RULES, Rule
-from unsharp.sharpness.step import NEEDS_CLOSURE, NEEDS_SPARSE, NO_SEPARABLE_STATE, check_base
+from unsharp.sharpness.step import NEEDS_CLOSURE, NEEDS_SPARSE, NO_SEPARABLE_STATE, SCALE_FREE, check_base
 
 OPTIMISERS: dict[str, type[torch.optim.Optimizer]] = {
     name: cls
@@ -40,6 +40,22 @@ def build(name: str, options: dict[str, Any], named: list[tuple[str, nn.Paramete
     """The optimiser with weight decay where it takes one."""
     decay = {"weight_decay": 0.1} if "weight_decay" in inspect.signature(OPTIMISERS[name]).parameters else {}
     return OPTIMISERS[name]([p for _, p in named], **(decay | {"lr": 0.02} | options))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMISERS if name not in (*NEEDS_CLOSURE, *NEEDS_SPARSE)])
+def test_which_steps_do_not_depend_on_the_size_of_the_gradients(name: str) -> None:
+    def walked(size: float) -> torch.Tensor:
+        p = nn.Parameter(torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4))
+        takes = inspect.signature(OPTIMISERS[name]).parameters
+        optimizer = OPTIMISERS[name]([p], **({"weight_decay": 0.0} if "weight_decay" in takes else {}))  # type: ignore[arg-type]
+        for seed in range(4):
+            generator = torch.Generator().manual_seed(seed)
+            p.grad = size * (3 + torch.randn(3, 4, generator=generator, dtype=torch.float64))
+            optimizer.step()
+        return p.detach()
+
+    same = torch.allclose(walked(100.0), walked(1000.0), rtol=1e-3, atol=0)
+    assert (name in SCALE_FREE) == same
 
 
 @pytest.mark.parametrize("check_every", [1, 3])

@@ -39,7 +39,7 @@ bases = pytest.mark.parametrize("base", cases.BASES)
 
 @pytest.mark.parametrize(("method", "rule"), cases.REFUSED)
 def test_a_pair_that_is_not_declared_is_refused_when_it_is_configured(method: str, rule: str) -> None:
-    with pytest.raises(UserError, match=method):
+    with pytest.raises(UserError, match=f"{method} does not take rule {rule}: .+; it takes .+"):
         unlearning.configure(method, rule=rule)
 
 

@@ -208,6 +208,15 @@ def test_where_no_trial_keeps_the_floor_it_says_so_and_takes_the_least_loss(trai
     assert "less than the 100.0 % that were to be kept" in (here / "t" / "report.html").read_text()
 
 
+def test_a_setting_that_is_void_is_told_before_the_search(trained: Path, here: Path) -> None:
+    asked = ("--method", "sharp_minmax", "--optimizer", "adamw", "--lr", 1e-4, "--epochs", 1, "--fraction", 0.3)
+    answer = done("tune", "--model", trained, *WHAT, *asked, "--search", "alpha=0.9,0.99", *QUICK, "--out", "t")
+    assert answer.err.count("warning: alpha = 0.9 has next to no effect") == 1
+    points = [(row["forget_accuracy"], row["retain_accuracy"]) for row in read(here / "t" / "trials.json")]
+    assert len(points) == 2
+    assert points[0] == points[1]
+
+
 def test_a_trial_that_breaks_is_told_and_not_chosen(trained: Path, here: Path) -> None:
     answer = done("tune", "--model", trained, *WHAT, "--search", "lr=0.01,1e30", "--alpha", 0.9, "--epochs", 1, *QUICK,
                   "--out", "t", "--json")  # fmt: skip
@@ -271,6 +280,8 @@ BAD = {
     "share": ("--method neggrad --retain-fraction 0", ["retain_fraction"]),
     "share ignored": ("--method gradient_ascent --retain-fraction 0.5", ["retain_fraction", "no retained sample"]),
     "stop": ("--method neggrad --stop-at 50", ["stop_at", "leave it out"]),
+    "stop retrained": ("--method neggrad --stop-at retrained", ["stop_at", "leave it out"]),
+    "stop searched": ("--method neggrad --search stop_at=retrained,50", ["stop_at", "leave it out"]),
     "processes": ("--method neggrad --processes 0", ["--processes"]),
 }
 

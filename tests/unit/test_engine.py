@@ -113,6 +113,12 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_state() -> None:
     assert torch.equal(model.weight, before["weight"])
 
 
+def test_an_optimizer_without_decay_is_built_where_none_is_asked_for() -> None:
+    built = OptimizerConfig(name="rprop", lr=0.01, weight_decay=0.0).build(list(nn.Linear(4, 2).named_parameters()))
+    assert isinstance(built, torch.optim.Rprop)
+    assert built.param_groups[0]["lr"] == 0.01
+
+
 def test_what_cannot_be_an_optimizer_is_refused() -> None:
     for settings, message in (
         ({"name": "addamw"}, "did you mean 'adamw'"),
@@ -120,6 +126,7 @@ def test_what_cannot_be_an_optimizer_is_refused() -> None:
         ({"weight_decay": -1.0}, "weight_decay"),
         ({"name": "adamw", "momentum": 0.9}, "momentum"),
         ({"name": "lbfgs"}, "closure"),
+        ({"name": "rprop"}, "weight_decay"),
         ({"options": {"lrr": 1}}, "lrr"),
     ):
         with pytest.raises(UserError, match=message):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -247,6 +247,32 @@ def test_no_weight_is_decayed_twice_in_a_step(
     phases = [retain(region=one, turn=turns[0]), forget(region=other, turn=turns[1])]
     loop = make(phases, model=model, alternate=alternate)
     assert [optimizer.param_groups[0]["weight_decay"] for optimizer in loop.optimizers] == expected
+
+
+@dataclass(frozen=True)
+class Never(Scale):
+    def factor(self, loss: Tensor, memory: dict[str, Any]) -> Tensor:
+        return torch.zeros_like(loss)
+
+
+@pytest.mark.parametrize("case", ["first rests at last", "second rests at last", "first never acts", "a chain"])
+def test_every_weight_is_decayed_once_in_a_step_also_where_a_phase_rests(case: str) -> None:
+    """Losses of next to no weight: what is left is w·(1 − lr·decay) in each of the 15 steps."""
+    model, tiny = network(), {s: CrossEntropy({s: 1e-200}) for s in (RETAIN, FORGET)}
+    one, other = halves(model)
+    between = {n: torch.rand(m.shape, generator=torch.Generator().manual_seed(9)) < 0.5 for n, m in one.items()}
+    phases = {
+        "first rests at last": [forget(until=1), retain()],
+        "second rests at last": [retain(), forget(until=2)],
+        "first never acts": [forget(scale=Never()), retain()],
+        "a chain": [retain(region=one), forget(region=between), retain(region=other, name="third")],
+    }[case]
+    phases = [replace(phase, objective=tiny[phase.objective.streams[0]]) for phase in phases]
+    expected = {n: p.detach() * (1 - LR * DECAY) ** 15 for n, p in model.named_parameters()}
+    loop = make(phases, model=model, base=None, optimizer=OptimizerConfig(lr=LR, momentum=0.0, weight_decay=DECAY))
+    loop.run()
+    for n, p in model.named_parameters():
+        torch.testing.assert_close(p, expected[n], rtol=1e-12, atol=0)
 
 
 def test_turns_with_different_regions_and_one_state_are_refused() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from unsharp import masks
+from unsharp import masks, unlearning
 from unsharp.artifacts import Workspace
 from unsharp.data import TensorSamples
 from unsharp.errors import UserError
@@ -62,3 +63,38 @@ def test_a_radius_needs_a_rule_that_has_one() -> None:
     with pytest.raises(UserError, match="rho_retain"):
         METHODS["sharp_minmax"](rho_retain=0.1).phases(dataclasses.replace(problem(), rule=NO_RULE))
     assert Sharpness(rho=0.1).turned().turned() == Sharpness(rho=0.1)
+
+
+APART = {"phase_steps": "separate"}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("sharp_minmax", {"optimizer": "adamw"}),
+        ("sharp_minmax", {"optimizer": "adamw", "select": "all"}),
+        ("sharp_minmax", {"optimizer": "adamw", "select": "all"} | APART),
+        ("sharp_minmax", {"optimizer": "rmsprop", "phase_lr": {FORGET: 0.02}}),
+        ("sharp_minmax", {"optimizer": "sgd"} | APART),
+        ("neggrad", {"optimizer": "adamw"}),
+        ("neggrad", {"optimizer": "adamw"} | APART),
+        ("neggrad", {"optimizer": "adamw", "sharpness_on": "retain"}),
+        ("neggrad", {"optimizer": "adamw", "sharpness_on": "retain"} | APART),
+        ("neggrad", {"optimizer": "adamw", "sharpness_on": "separate", "phase_schedule": {FORGET: "linear"}}),
+        ("neggrad", {"optimizer": "sgd", "sharpness_on": "separate"} | APART),
+    ],
+)
+def test_a_run_says_where_the_optimiser_makes_alpha_void(method: str, settings: dict[str, Any]) -> None:
+    asked, found, said = problem(), [], []
+    start = nn.utils.parameters_to_vector(asked.model.parameters()).detach()
+    for alpha in (0.95, 0.5):
+        how = unlearning.configure(
+            method, rule="sam", rho=0.1, alpha=alpha, lr=0.01, epochs=3, batch_size=8, weight_decay=0.0, **settings
+        )
+        lines: list[str] = []
+        run = unlearning.run(asked.model, asked.samples, asked.forget, asked.retain, how, say=lines.append)
+        found.append(nn.utils.parameters_to_vector(run[0].parameters()).detach())
+        said.append([line for line in run[1].about.get("warnings", []) if "next to no effect" in line])
+        assert [line for line in lines if "effect" in line] == [f"warning: {line}" for line in said[-1]]
+    void = float((found[0] - found[1]).abs().max()) < 1e-3 * float((found[0] - start).abs().max())
+    assert [len(lines) for lines in said] == [void, void]

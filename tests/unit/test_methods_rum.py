@@ -19,6 +19,7 @@ from unsharp.data import TensorSamples
 from unsharp.data.share import share_of
 from unsharp.errors import UserError
 from unsharp.methods import METHODS
+from unsharp.methods.base import AppliedMethod, Problem
 from unsharp.methods.rum import RUM, hardness
 from unsharp.sharpness import RULES
 from unsharp.training import Record
@@ -157,6 +158,33 @@ def test_a_share_of_the_retained_samples_is_drawn_once() -> None:
         model, _ = run("neggrad", part, model, retain=read)
     assert model is not None
     assert same(found, model)
+
+
+@pytest.mark.parametrize("later", ["set_aside", "retain"])
+@pytest.mark.parametrize("method", ["ssd:selection_weight=1.5", "influence"])
+def test_a_one_shot_method_within_knows_how_many_samples_the_share_stands_for(method: str, later: str) -> None:
+    """SSD and influence weigh by numbers of samples; a share that was taken for all would change the result."""
+    one_shot: dict[str, Any] = {"rule": "none", "rho": None, "retain_fraction": 0.5}
+    name, own = ("ssd", {"selection_weight": 1.5}) if method.startswith("ssd") else (method, {})
+    found, _ = run("rum", parts=2, methods=(method, "keep"), later_parts=later, **one_shot)
+    easy, hard = parts_of(parts=2)
+    model, samples = problem()
+    read, later_ones = share_of(samples, RETAIN, 0.5, 0), hard if later == "retain" else hard[:0]
+    how = unlearning.configure(name, rule="none", batch_size=8, **own)
+    task = Problem(
+        model=model,
+        samples=samples,
+        forget=easy,
+        retain=np.sort(np.concatenate([read, later_ones])),
+        rule=how.rule,
+        n_retained=len(RETAIN) + len(later_ones),
+        batch_size=8,
+    )
+    assert isinstance(how.method, AppliedMethod)
+    expected, _ = how.method.apply(task)
+    assert same(found, expected)
+    other, _ = how.method.apply(dataclasses.replace(task, n_retained=None))
+    assert not same(found, other)
 
 
 def test_every_part_starts_from_a_network_that_is_laid_out_as_the_original() -> None:

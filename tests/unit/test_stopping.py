@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import unsharp
-from unsharp import cli, config, unlearning
+from unsharp import cli, config, stopping, unlearning
 from unsharp.artifacts import Workspace
 from unsharp.data import Samples, TensorSamples
 from unsharp.errors import UserError
@@ -202,7 +202,7 @@ def test_looking_for_the_end_is_part_of_the_cost(trained: nn.Module, monkeypatch
         time.sleep(0.2)
         return forget_accuracy(*arguments)
 
-    monkeypatch.setattr(unlearning, "forget_accuracy", slow)
+    monkeypatch.setattr(stopping, "forget_accuracy", slow)
     _, record = run(trained, neggrad(epochs=2, stop_at=0.0))
     assert record.seconds > 0.4
     assert record.history[1]["seconds"] - record.history[0]["seconds"] > 0.2
@@ -409,6 +409,17 @@ def test_a_warning_is_not_said_again_after_a_kill_but_kept(trained: nn.Module, t
     _, record = run(trained, how, on_epoch=look, say=after.append, workspace=Workspace(tmp_path))
     assert after == []
     assert record.about["warnings"] == expected.about["warnings"]
+
+
+def test_parts_of_a_run_that_break_down_say_so_by_their_names(trained: nn.Module) -> None:
+    lines: list[str] = []
+    own = {"parts": 2, "methods": ("neggrad:alpha=0.05", "finetune")}
+    how = configure("rum", **own, lr=0.2, epochs=8, batch_size=BATCH, weight_decay=0.0)
+    _, record = run(trained, how, on_epoch=look, say=lines.append)
+    assert lines == [f"warning: {line}" for line in record.about["warnings"]]
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: part-1: epoch ")
+    assert "retain accuracy has fallen from 100.0 %" in lines[0]
 
 
 # --- in the report ---------------------------------------------------------------------------------------------------

@@ -159,6 +159,15 @@ class PhasedMethod(Method):
     def phases(self, problem: Problem) -> list[Phase]:
         """The phases, in the order in which their batches go forward."""
 
+    def cautions(self, *, scale_free: bool, apart: bool) -> list[str]:
+        """What the user is to know before the run: settings that do not do here what they say.
+
+        Args:
+            scale_free: Whether the optimiser divides the gradients by their own size, as AdamW does.
+            apart: Whether each phase has an optimiser state of its own.
+        """
+        return []
+
     def preparation_passes(self, problem: Problem, batch_size: int) -> int:
         """Passes over batches of that size that `phases` itself takes; one forward alone is a third of a pass."""
         return 0
@@ -200,3 +209,13 @@ def check_fraction(name: str, value: float, *, low: float = 0.0, high: float = 1
     inside = (low < value if open_low else low <= value) and value <= high
     if not inside:
         raise UserError(f"{name} must be in {'(' if open_low else '['}{low:g}, {high:g}], got {value}")
+
+
+def alpha_cancels(alpha: float) -> list[str]:
+    """The caution where α weighs two losses against each other of which the optimiser sees each by itself."""
+    if not 0 < alpha < 1:
+        return []
+    return [
+        f"alpha = {alpha:g} has next to no effect: each of the two losses has weights or a state of its own, and this "
+        "optimiser divides gradients by their size; balance them by rates (--phase-lr forget=LR), or take sgd"
+    ]

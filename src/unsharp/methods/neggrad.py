@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from unsharp.errors import unknown
-from unsharp.methods.base import METHODS, PhasedMethod, Problem, check_fraction
+from unsharp.methods.base import METHODS, PhasedMethod, Problem, alpha_cancels, check_fraction
 from unsharp.phases import FORGET, RETAIN, CrossEntropy, Phase
 from unsharp.sharpness.base import NO_RULE
 
@@ -52,3 +52,7 @@ class NegGrad(PhasedMethod):
         unsigned = CrossEntropy({RETAIN: retain, FORGET: -forget}) if self.sharpness_on == "unsigned" else None
         objective = CrossEntropy({RETAIN: retain, FORGET: forget})
         return [Phase(objective=objective, perturb_objective=unsigned, rule=problem.rule, name="neggrad")]
+
+    def cautions(self, *, scale_free: bool, apart: bool) -> list[str]:
+        two = self.sharpness_on in ("retain", "separate")
+        return alpha_cancels(self.alpha) if scale_free and apart and two else []

@@ -213,7 +213,7 @@ def _value(text: str) -> Any:
 
 
 def _joined(total: Record, part: Record, number: int) -> Record:
-    """The record of the parts so far and of one more: times and passes add up, epochs go on counting."""
+    """The record of the parts so far and of one more: times and passes add up, epochs go on counting, warnings stay."""
     from unsharp.training import Record
 
     before: dict[str, float] = {
@@ -224,10 +224,13 @@ def _joined(total: Record, part: Record, number: int) -> Record:
     rows: list[dict[str, float]] = [
         {"part": number} | {name: value + before.get(name, 0) for name, value in row.items()} for row in part.history
     ]
+    said = [f"part-{number}: {line}" for line in part.about.get("warnings", [])]
+    warnings = [*total.about.get("warnings", []), *said]
     peaks = [r.peak_memory_bytes for r in (total, part) if r.peak_memory_bytes is not None]
     return Record(
         history=[*total.history, *rows],
         seconds=total.seconds + part.seconds,
         passes=total.passes + part.passes,
         peak_memory_bytes=max(peaks, default=None),
+        about={"warnings": warnings} if warnings else {},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -61,6 +62,7 @@ class SAUL(PhasedMethod):
         "step with −λ·∇L_F(w+ε_F), if λ > 0, and with ∇L_R(w+ε_R)"
     )
     default_rule: ClassVar[str] = "sam"
+    tunable: ClassVar[Mapping[str, Sequence[Any]]] = {"level": (0.5, 1.0, 2.0, 3.0, 4.0)}
     separate_states: ClassVar[bool] = True
 
     level: float | None = None

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 from unsharp import masks
 from unsharp.errors import UserError
-from unsharp.methods.base import METHODS, PhasedMethod, Problem, check_fraction
+from unsharp.methods.base import METHODS, PhasedMethod, Problem, alpha_cancels, check_fraction
 from unsharp.phases import FORGET, RETAIN, CrossEntropy, Phase
 from unsharp.sharpness.base import Rule
 from unsharp.sharpness.perturbation import PerturbedGradient
@@ -92,6 +92,10 @@ class SharpMinMax(PhasedMethod):
             per_layer=self.per_layer,
             seed=problem.seed,
         )
+
+    def cautions(self, *, scale_free: bool, apart: bool) -> list[str]:
+        shared = self.select == "all" or self.leak
+        return alpha_cancels(self.alpha) if scale_free and (apart or not shared) else []
 
     def preparation_passes(self, problem: Problem, batch_size: int) -> int:
         return 0 if self.select in ("random", "all") else -(-len(problem.forget) // batch_size)

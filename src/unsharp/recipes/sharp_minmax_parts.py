@@ -197,6 +197,7 @@ def page(options: Options, rows: list[dict[str, Any]], facts: list[dict[str, Any
         f"### ToW, paired with {FULL}",
         _table([*LEVELS, "mean"], facts, lambda f: f["metrics"]["tow"], against=FULL),
     ]
+    parts += ["### Accuracy (%) of the networks before and retrained", _networks(facts)]
     shown = {
         "Retain accuracy (%)": "retain_accuracy",
         "Forget accuracy (%)": "forget_accuracy",
@@ -257,6 +258,19 @@ def _table(levels: Sequence[str], facts: Sequence[Mapping[str, Any]], value: Any
             cells.append(_interval(list(paired.values()), sign=against is not None))
             n = max(n, len(paired))
         lines.append(f"| {name} | {n} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _networks(facts: Sequence[Mapping[str, Any]]) -> str:
+    """Retain, forget and test accuracy of the original and of the retrained networks on each set, over the seeds."""
+    kinds = ("retain_accuracy", "forget_accuracy", "test_accuracy")
+    lines = ["| network | set | n | retain | forget | test |", "|---|---|---:|---:|---:|---:|"]
+    for name, key in (("before", "original"), ("retrained", "reference")):
+        for level in LEVELS:
+            # every variant of a seed and set is measured beside the same networks
+            found = {f["training_seed"]: f["metrics"][key] for f in facts if f["task"] == level}
+            cells = [_interval([found[seed][kind] for seed in sorted(found)]) for kind in kinds]
+            lines.append(f"| {name} | {level} | {len(found)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -23,6 +23,13 @@ POOLED_STATE = ("Adafactor",)
 """Optimisers with state of another shape than the weights, which is not copied to be put back later either."""
 
 
+SCALE_FREE = (
+    "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Muon", "NAdam", "RMSprop", "Rprop",
+)  # fmt: skip
+"""Optimisers of torch whose step, but for decay and their ε, does not depend on the size of the gradients; of RAdam
+the first steps do."""
+
+
 def can_be_undone_later(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a step may be found broken some steps after it; nobody knows what optimisers from elsewhere keep."""
     kind = type(optimizer)

@@ -230,7 +230,7 @@ class Plan:
         what = "; ".join(f"{name}: {', '.join(map(str, values))}" for name, values in self.all_axes.items())
         places = lattice.coarse(self.axes, self.how.seed)
         costs = [c for place in places if (c := self.cost(place)) is not None]
-        lines = [f"searching {what}"]
+        lines = [f"searching {what}"] + [f"warning: {line}" for line in self.first.cautions()]
         if not costs or self.budget is None:
             return [*lines, f"{len(places)} trials at first; what they take, the first one will tell"]
         dear = " to ".join(f"{c / self.unit:.3g}" for c in sorted({min(costs), max(costs)}))
