@@ -215,8 +215,7 @@ def unlearn_one(what: dict[str, Any], root: str, seed: int, task: str, point: di
     settled = config.from_dict(Point, point)
     how = settled.variant.unlearn_config(settled.settings, seed)
     at = _setting(root)
-    name = config.digest(config.to_dict(how), subject.digest, forget.hash)[:16]
-    run = unlearn_network(subject, forget, how, Path(root) / "unlearned" / name, at)
+    run = unlearn_network(subject, forget, how, unlearned_at(root, subject, forget, how), at)
     record = config.from_dict(Record, run.json(RECORD_FILE))
     model = load_subject(run.path, at.device, data_config=plan.data).model
     metrics = evaluate_network(
@@ -225,6 +224,11 @@ def unlearn_one(what: dict[str, Any], root: str, seed: int, task: str, point: di
     facts = about(subject, forget, config.to_dict(how), record)
     facts.pop("ids")
     return facts | {"metrics": metrics, "task": task, "variant": settled.variant.name, "training_seed": seed}
+
+
+def unlearned_at(root: str | Path, subject: Subject, forget: ForgetSet, how: UnlearnConfig) -> Path:
+    """Where the network stands that forgot so."""
+    return Path(root) / "unlearned" / config.digest(config.to_dict(how), subject.digest, forget.hash)[:16]
 
 
 def _problem(plan: Comparison, root: str, seed: int, task: str) -> tuple[Subject, ForgetSet]:

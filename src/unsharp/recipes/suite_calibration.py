@@ -32,6 +32,7 @@ from torch import nn
 
 from unsharp import artifacts, config, data, models, runtime, stats
 from unsharp.difficulty import ForgetConfig, choose
+from unsharp.errors import unknown
 from unsharp.evaluation import METRICS, Judged, gap, judge, outputs
 from unsharp.evaluation.suite import COST
 from unsharp.progress import BarProgress
@@ -59,6 +60,8 @@ class Options:
     """Repeats."""
     seeds: int = 5
     """Seeds of each repeat."""
+    tasks: tuple[str, ...] = TASKS
+    """Forget sets: hardest, random."""
     epochs: int = 25
     """Epochs of each network."""
     workers: int | None = None
@@ -67,11 +70,17 @@ class Options:
 
 def main(options: Options) -> None:
     """Run all cells, and write `rows.json` and `page.md`."""
+    for task in options.tasks:
+        if task not in TASKS:
+            raise unknown("task", task, TASKS)
     out = Path(options.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     what = quickstart.comparison(out, epochs=options.epochs)
     places = [
-        (t, r, r * options.seeds + i) for t in TASKS for r in range(options.repeats) for i in range(options.seeds)
+        (t, r, r * options.seeds + i)
+        for t in options.tasks
+        for r in range(options.repeats)
+        for i in range(options.seeds)
     ]
     cells = [Cell(f"{HERE}:one", {"what": config.to_dict(asked(what, t, r)), "seed": s}) for t, r, s in places]
     with BarProgress() as bar:
@@ -79,7 +88,7 @@ def main(options: Options) -> None:
     if failures := report(results):
         raise SweepError(failures)
     found = [{"task": t, "repeat": r} | dict(result.value) for (t, r, _), result in zip(places, results)]
-    rows = [row for task in TASKS for row in rates([f for f in found if f["task"] == task])]
+    rows = [row for task in options.tasks for row in rates([f for f in found if f["task"] == task])]
     artifacts.write_json(out / "rows.json", rows)
     artifacts.write_text(out / "page.md", page(options, rows))
     print(f"wrote {out / 'page.md'}")
@@ -184,7 +193,7 @@ def page(options: Options, rows: Sequence[Mapping[str, Any]]) -> str:
         f"`python -m unsharp.recipes.suite_calibration --out DIR`: {options.repeats} repeats of {options.seeds} seeds, "
         f"{options.epochs} epochs, torch {versions['torch']}, on a processor; {datetime.date.today().isoformat()}.",
     ]
-    for task in TASKS:
+    for task in options.tasks:
         mine = [row for row in rows if row["task"] == task]
         held = [row["held"] for row in mine if "held" in row]
         share = 100 * sum(held) / (len(held) * options.repeats)
