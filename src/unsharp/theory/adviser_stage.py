@@ -31,6 +31,7 @@ def suggest_alpha(
     at: Setting,
     *,
     tolerance: float = adviser.TOLERANCE,
+    loss_tolerance: float | None = None,
 ) -> Run:
     """Suggest α for a run, and write the advice and the configuration of that run.
 
@@ -41,12 +42,13 @@ def suggest_alpha(
         out: Where to write.
         at: Device and the like.
         tolerance: Points of accuracy that may be lost.
+        loss_tolerance: Nats by which the losses may rise; None sets no bound on them.
 
     Raises:
         UserError: for bad input or a missing target, before any work.
     """
     run = configure(how.method, rule=how.rule, seed=how.seed, **how.settings)
-    adviser.check(run, tolerance)
+    adviser.check(run, tolerance, loss_tolerance)
     plan = Plan(subject, forget, how)
     settings = {
         "checkpoint": subject.digest,
@@ -54,7 +56,7 @@ def suggest_alpha(
         "forget": forget.hash,
         "unlearn": run,
         "target": {"kind": how.target, "accuracy": how.target_accuracy, "scores": plan.scores_digest},
-        "tolerance": tolerance,
+        "tolerance": {"accuracy": tolerance, "loss": loss_tolerance},
     }
 
     def work(workspace: Workspace) -> None:
@@ -66,6 +68,7 @@ def suggest_alpha(
             target_of(plan, at),
             unseen=plan.bench.unseen,
             tolerance=tolerance,
+            loss_tolerance=loss_tolerance,
             progress=at.progress,
         )
         found = adviser.plain(advice)
