@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
 from unsharp.errors import UserError
-from unsharp.options import Common, Data, Forget, Method, Network, Number, Text
+from unsharp.options import Common, Data, Forget, Method, Network, Number, Text, named
 
 
 @dataclass(kw_only=True)
@@ -56,7 +57,8 @@ class SuggestAlpha(Common, Data, Network, Forget, Method):  # pyright: ignore[re
                 subject, forget, how, self.out, at, tolerance=self.tolerance, loss_tolerance=self.loss_tolerance
             )
         found = run.json(adviser_stage.ALPHA_FILE)
+        words = ["unsharp", "unlearn", *named(self), "--split", str(run.path)]
+        command = shlex.join([*words, "--config", str(run.path / adviser_stage.CONFIG_FILE)])
         if not self.json:
-            print("\n".join(found["reasons"]))
-            print(f"next: unsharp unlearn --config {run.path / adviser_stage.CONFIG_FILE} ...")
-        return {"run": str(run.path), "stage": run.stage, "reused": run.reused} | found
+            print("\n".join([*found["reasons"], f"next: {command}"]))
+        return {"run": str(run.path), "stage": run.stage, "reused": run.reused} | found | {"command": command}
