@@ -35,7 +35,7 @@ from unsharp.difficulty import ForgetConfig
 from unsharp.errors import UserError
 from unsharp.progress import BarProgress
 from unsharp.recipes import quickstart, sharp_minmax_parts
-from unsharp.recipes.comparison import HERE, QUICK_ATTACKS, Comparison, Point, Task, Variant, _done, _problem, _setting
+from unsharp.recipes.comparison import HERE, Comparison, Point, Task, Variant, _done, _problem, _setting
 from unsharp.sweep import Cell, run_cells
 from unsharp.theory import adviser
 from unsharp.theory.adviser_stage import target_of
@@ -95,9 +95,7 @@ def main(options: Options) -> None:
     out.mkdir(parents=True, exist_ok=True)
     what, variants = _digits(out) if options.data_dir is None else _images(options)
     wanted = options.tasks or tuple(t.name for t in what.tasks)[: 2 if options.data_dir is None else 1]
-    what = dataclasses.replace(
-        what, tasks=tuple(what.task(name) for name in wanted), attacks=QUICK_ATTACKS, variants=()
-    )
+    what = dataclasses.replace(what, tasks=tuple(what.task(name) for name in wanted), attacks=(), variants=())
     rows: list[dict[str, Any]] = []
     with BarProgress() as bar:
         pool: dict[str, Any] = {"store": out / "cells", "workers": options.workers, "threads": 1, "progress": bar}
@@ -140,12 +138,16 @@ def _measured(
     _done(run_cells([Cell(f"{HERE}:train_one", shared)], **pool))
     _done(run_cells([Cell(f"{HERE}:retrain_one", pair)], **pool))
     cells = [Cell(f"{MINE}:advise_one", pair | {"variant": config.to_dict(v)}) for v in variants]
+    advised = _done(run_cells(cells, **pool))
+    tried = [(*SWEEP, _rounded(advice["alpha"])) for advice in advised]
+    points = [
+        Point(variant=v, settings=v.settings | {"alpha": a}) for v, alphas in zip(variants, tried) for a in alphas
+    ]
+    each = [Cell(f"{HERE}:unlearn_one", pair | {"point": config.to_dict(point)}) for point in points]
+    ran = iter(_done(run_cells(each, **pool)))
     rows = []
-    for variant, advice in zip(variants, _done(run_cells(cells, **pool))):
-        alphas = (*SWEEP, _rounded(advice["alpha"]))
-        points = [Point(variant=variant, settings=variant.settings | {"alpha": a}) for a in alphas]
-        each = [Cell(f"{HERE}:unlearn_one", pair | {"point": config.to_dict(point)}) for point in points]
-        facts = _done(run_cells(each, **pool))
+    for variant, advice, alphas in zip(variants, advised, tried):
+        facts = [next(ran) for _ in alphas]
         rows.append(
             {
                 "seed": seed,
