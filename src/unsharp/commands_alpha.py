@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
 from unsharp.errors import UserError
-from unsharp.options import Common, Data, Forget, Method, Network, Number, Text
+from unsharp.options import Common, Data, Forget, Method, Network, Number, Text, named
 
 
 @dataclass(kw_only=True)
@@ -19,6 +20,8 @@ class SuggestAlpha(Common, Data, Network, Forget, Method):  # pyright: ignore[re
     """Run directory; named by content under runs/ if left out."""
     tolerance: float = 5.0
     """Points of accuracy on retained and on unseen samples that may be lost."""
+    loss_tolerance: Number = None
+    """Nats by which the mean loss on retained and on unseen samples may rise; not bounded, if left out."""
     target: str = "auto"
     """How the forget accuracy to aim at is found: auto, classes, matched or scores."""
     target_accuracy: Number = None
@@ -50,9 +53,12 @@ class SuggestAlpha(Common, Data, Network, Forget, Method):  # pyright: ignore[re
         with cli._setting(self) as at:
             subject = cli._subject(self, self.model, at)
             forget = cli._forget_set(self, subject)
-            run = adviser_stage.suggest_alpha(subject, forget, how, self.out, at, tolerance=self.tolerance)
+            run = adviser_stage.suggest_alpha(
+                subject, forget, how, self.out, at, tolerance=self.tolerance, loss_tolerance=self.loss_tolerance
+            )
         found = run.json(adviser_stage.ALPHA_FILE)
+        words = ["unsharp", "unlearn", *named(self), "--split", str(run.path)]
+        command = shlex.join([*words, "--config", str(run.path / adviser_stage.CONFIG_FILE)])
         if not self.json:
-            print("\n".join(found["reasons"]))
-            print(f"next: unsharp unlearn --config {run.path / adviser_stage.CONFIG_FILE} ...")
-        return {"run": str(run.path), "stage": run.stage, "reused": run.reused} | found
+            print("\n".join([*found["reasons"], f"next: {command}"]))
+        return {"run": str(run.path), "stage": run.stage, "reused": run.reused} | found | {"command": command}

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from dataclasses import dataclass
 from typing import Any
 
 from unsharp.errors import UserError
-from unsharp.options import METHOD, Common, Data, Forget, Method, Network, Number, Text, Words
+from unsharp.options import METHOD, Common, Data, Forget, Method, Network, Number, Text, Words, named
 
 
 @dataclass(kw_only=True)
@@ -67,7 +66,7 @@ class Tune(Common, Data, Network, Forget, Method):  # pyright: ignore[reportGene
         with cli._setting(self) as at:
             subject = cli._subject(self, self.model, at)
             forget = cli._forget_set(self, subject)
-            run = tune_network(subject, forget, how, self.out, at, processes=self.processes, again=self.named())
+            run = tune_network(subject, forget, how, self.out, at, processes=self.processes, again=named(self))
         choice = run.json(CHOICE_FILE)
         if not self.json:
             point = choice["point"]
@@ -78,14 +77,3 @@ class Tune(Common, Data, Network, Forget, Method):  # pyright: ignore[reportGene
             )
         said = ("settings", "point", "met_floor", "distance", "target", "budget", "warnings", "command", "unlearn")
         return {"run": str(run.path), "stage": run.stage, "reused": run.reused} | {k: choice[k] for k in said}
-
-    def named(self) -> list[str]:
-        """The options that say which network and which data, as they were given."""
-        words = ["--model", self.model]
-        for group in (Network, Data):
-            for field in dataclasses.fields(group):
-                value = getattr(self, field.name)
-                if value != field.default:
-                    several = value if isinstance(value, tuple) else (value,)
-                    words += [f"--{field.name.replace('_', '-')}", *map(str, several)]
-        return words

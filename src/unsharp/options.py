@@ -350,3 +350,15 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             options[key] = value
     return options
+
+
+def named(command: Any) -> list[str]:
+    """The options of a command that say which network and which data, as they were given."""
+    words = ["--model", command.model]
+    for group in (Network, Data):
+        for field in dataclasses.fields(group):
+            value = getattr(command, field.name)
+            if value != field.default:
+                several = value if isinstance(value, tuple) else (value,)
+                words += [f"--{field.name.replace('_', '-')}", *map(str, several)]
+    return words

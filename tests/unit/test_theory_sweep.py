@@ -175,6 +175,12 @@ def test_a_map_shows_its_numbers_its_thresholds_and_its_forget_error() -> None:
         "2 seeds",
     ):
         assert part in text
+    cells = itertools.product(("test_error", "forget_error"), ("sgd", "ce"), (100, 300), (2.0, 5.0))
+    pairs = [[r[f] for r in rows if [r["perturb"], r["d"], r["phi"]] == key] for f, *key in cells]
+    half = [stats.t.ppf(0.975, 1) * np.std(pair, ddof=1) / 2**0.5 for pair in pairs]
+    assert f"intervals: median {np.median(half):.2f}, largest {max(half):.2f}" in text
+    alone = [r for r in rows if r["seed"] == rows[0]["seed"]]
+    assert "interval" not in drawn(figures.maps(alone, SETUP))
 
 
 def test_the_lines_of_a_map_stand_where_the_closed_forms_are() -> None:

@@ -12,7 +12,7 @@ from unsharp.artifacts import Run, Workspace
 from unsharp.difficulty import ForgetSet
 from unsharp.evaluation import Outputs, predict
 from unsharp.evaluation.accuracy import correctness
-from unsharp.stages import Setting
+from unsharp.stages import SPLIT_FILE, Setting
 from unsharp.subject import Subject, check_trained, pick
 from unsharp.theory import adviser
 from unsharp.tuning.plan import Plan, TuneConfig
@@ -31,8 +31,9 @@ def suggest_alpha(
     at: Setting,
     *,
     tolerance: float = adviser.TOLERANCE,
+    loss_tolerance: float | None = None,
 ) -> Run:
-    """Suggest α for a run, and write the advice and the configuration of that run.
+    """Suggest α for a run, and write the advice, the configuration of that run, and the forget set.
 
     Args:
         subject: The trained network.
@@ -41,12 +42,13 @@ def suggest_alpha(
         out: Where to write.
         at: Device and the like.
         tolerance: Points of accuracy that may be lost.
+        loss_tolerance: Nats by which the losses may rise; None sets no bound on them.
 
     Raises:
         UserError: for bad input or a missing target, before any work.
     """
     run = configure(how.method, rule=how.rule, seed=how.seed, **how.settings)
-    adviser.check(run, tolerance)
+    adviser.check(run, tolerance, loss_tolerance)
     plan = Plan(subject, forget, how)
     settings = {
         "checkpoint": subject.digest,
@@ -54,7 +56,7 @@ def suggest_alpha(
         "forget": forget.hash,
         "unlearn": run,
         "target": {"kind": how.target, "accuracy": how.target_accuracy, "scores": plan.scores_digest},
-        "tolerance": tolerance,
+        "tolerance": {"accuracy": tolerance, "loss": loss_tolerance},
     }
 
     def work(workspace: Workspace) -> None:
@@ -66,11 +68,13 @@ def suggest_alpha(
             target_of(plan, at),
             unseen=plan.bench.unseen,
             tolerance=tolerance,
+            loss_tolerance=loss_tolerance,
             progress=at.progress,
         )
         found = adviser.plain(advice)
         found["unseen"] = None if plan.bench.unseen is None else plan.unseen_name
         workspace.write_json(ALPHA_FILE, found)
+        workspace.write_json(SPLIT_FILE, forget.to_dict())
         chosen: dict[str, Any] = config.to_dict(run)
         chosen["method"] = chosen["method"] | {"alpha": advice.alpha}
         workspace.write_json(CONFIG_FILE, chosen)
@@ -90,4 +94,7 @@ def target_of(plan: Plan, at: Setting) -> Target:
     if plan.target is None or asked is None:
         assert plan.how.target_accuracy is not None  # or the plan would have been refused
         return Target(accuracy=plan.how.target_accuracy, kind="given")
-    return plan.target.target(correctness(asked.logits, asked.labels))
+    found = plan.target.target(correctness(asked.logits, asked.labels))
+    for note in found.notes:
+        at.say(f"target: {note}")
+    return found

@@ -352,7 +352,7 @@ def _a17(bench: Bench) -> Outcome:
 @_check(
     "A18",
     "1 − α* (test error ≤ .1) of NegGrad from first weights, ‖φ‖ = 7, T = 200, n = 40, d = 1000–16000: sgd; ce; retain",
-    "sgd within 40 %, ce within 25 % of the closed forms; retain in [1.0, 1.9] × that of ce; forget error ≥ .92 there",
+    "sgd within 40 %, ce within 25 % of the closed forms; retain in [1.0, 1.9] × that of ce",
 )
 def _a18(bench: Bench) -> Outcome:
     found = bench.tolerance_in_d(7.0)
@@ -363,7 +363,7 @@ def _a18(bench: Bench) -> Outcome:
     ratios = {"sgd": means["sgd"] / sgd, "ce": means["ce"] / ce, "retain": means["retain"] / ce}
     forget = {m: np.array([_mean(row) for row in v]) for m, v in found.forget.items()}
     met = [bool(abs(r - 1) <= 0.40) for r in ratios["sgd"]] + [bool(abs(r - 1) <= 0.25) for r in ratios["ce"]]
-    met += [bool(1.0 <= r <= 1.9) for r in ratios["retain"]] + [bool(v.min() >= 0.92) for v in forget.values()]
+    met += [bool(1.0 <= r <= 1.9) for r in ratios["retain"]]
     shown = "; ".join(
         f"{m} {'/'.join(f'{x:.4f}' for x in means[m])} (×{_list(ratios[m], 2)}; forget error ≥ {forget[m].min():.2f})"
         for m in METHODS

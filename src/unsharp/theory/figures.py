@@ -70,7 +70,7 @@ def maps(rows: Sequence[Row], setup: Setup) -> Figure:
             figure.colorbar(line[0].images[0], ax=list(line), label=label, shrink=0.9, pad=0.01)
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=2)
-        _caption(figure, _about(table))
+        _caption(figure, _about(table) + _map_interval(table, figures))
         return figure
 
 
@@ -298,6 +298,16 @@ def _line(ax: Axes, table: Any, x: str, y: str, i: int, label: str | None, *, ba
         ax.errorbar(
             places, middle, yerr=[low, half], marker=MARKERS[i % len(MARKERS)], markersize=5, elinewidth=1.1, **look
         )
+
+
+def _map_interval(table: Any, figures: Sequence[str]) -> str:
+    """How wide the 95 % t intervals of a map's means are, where there are seeds enough to tell."""
+    if table["seed"].nunique() < 2:
+        return ""
+    cells = table.groupby([c for c in ("perturb", "c", "tau", "d", "phi") if c in table], dropna=False)
+    found = [mean_interval(mine[name]).half_width for _, mine in cells for name in figures]
+    half = [h for h in found if h is not None]
+    return f"; half-width of the 95 % t intervals: median {np.median(half):.2f}, largest {max(half):.2f}"
 
 
 def _ratios(ax: Axes, table: Any, x: str, ways: Sequence[str]) -> None:
