@@ -14,6 +14,7 @@ from torch import nn
 
 import unsharp
 from integration.helpers import QUICK, Process, call, done, wait_for
+from unsharp.artifacts import RESUME_FILE
 from unsharp.pool.store import Pool
 
 ASKED = ("memorize", "--data", "digits", "--epochs", 1, *QUICK, "--processes", 2, "--settle", 0)
@@ -92,15 +93,27 @@ def test_holes_in_the_scores_are_refused_by_number(made: Path) -> None:
     assert f"{unknown} samples" in answer.err
 
 
+def there(root: Path, pattern: str) -> int:
+    try:
+        return len(list(root.glob(pattern)))
+    except FileNotFoundError:  # a directory got its name while it was looked into
+        return 0
+
+
 def test_killed_it_goes_on_and_counts_nothing_twice(made: Path, here: Path, tmp_path: Path) -> None:
-    command = (*ASKED, "--models", 9, "--store", tmp_path / "store", "--out", "run")
-    for count in (1, 4):
+    command = (*ASKED, "--models", 9, "--store", tmp_path / "store", "--out", "run", "--save-seconds", 0.001)
+    begun, shards = f"store/pool-*/.*.partial/**/{RESUME_FILE}", "store/pool-*/*/run.json"
+    for pattern, count in ((begun, 1), (shards, 1), (shards, 2)):
         process = Process(here, *command)
-        wait_for(lambda: not process.running or len(list(tmp_path.glob("store/pool-*/*/run.json"))) >= count)  # noqa: B023
+        wait_for(lambda: not process.running or there(tmp_path, pattern) >= count)  # noqa: B023
         process.signal(signal.SIGKILL)
-        process.end()
-    done(*ASKED, "--models", 9, "--store", tmp_path / "store", "--out", tmp_path / "run")
+        assert process.end().code == -signal.SIGKILL
+        if pattern == begun:
+            left = {p.name for p in tmp_path.glob("store/pool-*/.*.partial")}
+    done(*command[:-3], tmp_path / "run", *command[-2:])
     (path,) = (tmp_path / "store").glob("pool-*")
+    assert left
+    assert {name[1:].removesuffix(".partial") for name in left} <= {p.name for p in path.iterdir()}  # and were taken up
     shards = Pool(path).shards()
     assert sorted(j for shard in shards for j in shard.members) == list(range(9))
     (undisturbed,) = (made / "store").glob("pool-*")
