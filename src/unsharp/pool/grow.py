@@ -117,6 +117,8 @@ def grow(
     """
     pool, work = pool_of(plan, store), work.settled(plan)
     parts = shares(pool.missing(wanted), work.stack or 1)
+    if not parts:
+        return pool
     if origin is None:
         for part in parts:
             train_here(plan, part, pool, work, test=test, progress=progress)
