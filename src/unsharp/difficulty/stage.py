@@ -224,6 +224,7 @@ def score(
             splits.train,
             recipe=None if looks else origin.recipe,
             model=model.model if looks and model is not None else None,
+            held_out=splits.test,
             workspace=workspace,
             save_seconds=at.save_seconds,
             progress=at.progress,
