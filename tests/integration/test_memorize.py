@@ -85,6 +85,55 @@ def test_the_hardest_are_one_option_away(tmp_path: Path) -> None:
     assert "no score" in none.err
 
 
+def test_a_level_alone_takes_what_the_store_knows_of_this_network(tmp_path: Path) -> None:
+    store, model = ("--store", tmp_path / "store"), tmp_path / "model"
+    few = ("--data", "digits", "--classes", 3, "--per-class", 20)
+    done("train", *few, "--epochs", 8, "--batch-size", 10, "--threads", 1, *store, "--out", model)
+    asked = ("--model", model, "--level", "high", *store)
+    none = call("unlearn", *asked, "--out", tmp_path / "none")
+    assert none.code == 2
+    assert "unsharp memorize" in none.err
+    assert not (tmp_path / "none").exists()
+
+    quick = ("--processes", 2, "--threads", 1, "--settle", 0)
+    done("memorize", "--model", model, "--models", 24, *quick, *store, "--out", tmp_path / "run")
+    scores = scores_of(tmp_path / "run")
+    assert np.isfinite(scores["memorization"]).all()
+    done("split", *asked, "--out", tmp_path / "split")
+    chosen = json.loads((tmp_path / "split" / "split.json").read_text())
+    named = ("--scores", tmp_path / "run", "--n", 0.05)
+    done("split", "--model", model, "--level", "high", *named, "--out", tmp_path / "named")
+    assert chosen["ids"] == json.loads((tmp_path / "named" / "split.json").read_text())["ids"]
+    assert chosen["n"] == 3  # a twentieth
+    hardest = np.sort(scores["memorization"])[-3]
+    assert (scores["memorization"][np.isin(scores["id"], chosen["ids"])] >= hardest).all()
+    for level in ("low", "mix"):
+        mask = done("mask", "--model", model, "--level", level, "--n", 6, *store, "--out", tmp_path / level, "--json")
+        assert mask.json["stage"] == "mask"
+    rule = ("--method", "neggrad", "--epochs", 1, "--threads", 1)
+    done("unlearn", *asked, *rule, "--out", tmp_path / "unlearned")
+    assert json.loads((tmp_path / "unlearned" / "split.json").read_text())["ids"] == chosen["ids"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("split", "--data", "digits", "--level", "high"), "--model"),
+        (("unlearn", "--model", "MODEL", "--level", "hard"), "high"),
+        (("unlearn", "--model", "MODEL", "--split", "x", "--level", "high"), "--level"),
+        (("unlearn", "--model", "MODEL", "--level", "high", "--random", 3), "belong to scores"),
+    ],
+)
+def test_mistakes_about_a_level_alone_are_refused(
+    options: tuple[object, ...], says: str, trained: Path, tmp_path: Path
+) -> None:
+    given = [trained if option == "MODEL" else option for option in options]
+    answer = call(*given, "--store", tmp_path / "store", "--out", tmp_path / "o")
+    assert answer.code == 2
+    assert says in answer.err
+    assert not (tmp_path / "o").exists()
+
+
 def test_holes_in_the_scores_are_refused_by_number(made: Path) -> None:
     answer = call("split", "--data", "digits", "--scores", made / "run", "--level", "high", "--n", 30)
     unknown = int(np.isnan(scores_of(made / "run")["memorization"]).sum())

@@ -190,6 +190,26 @@ def memorize(
     return dataclasses.replace(at, force=at.force or grown).perform(out, STAGE, settings, do)
 
 
+def estimated(origin: Origin, samples: Samples, store: str | Path) -> Path:
+    """The pool of a store from which this network's samples have memorization scores; `--scores` takes it too.
+
+    Args:
+        origin: Network, data and training.
+        samples: The training samples.
+        store: Directory of pools.
+
+    Raises:
+        UserError: if the store has fewer than 8 networks of that kind, or nobody knows how the network was trained.
+    """
+    pool = pool_of(plan_of(origin, samples, PoolConfig()), store)
+    if len(pool.members()) < FEWEST:
+        raise UserError(
+            f"--level alone takes memorization from the networks in {store}, which has {len(pool.members())} like this "
+            f"one, trained on random subsets; run unsharp memorize --model first, or name scores with --scores"
+        )
+    return pool.path
+
+
 def score(
     proxy: Proxy, origin: Origin, splits: Splits, model: Subject | None, out: str | Path | None, at: Setting
 ) -> Run:
