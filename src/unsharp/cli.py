@@ -107,6 +107,8 @@ class Split(Common, Data, Forget):
             raise UserError("split makes a split; give --ids, --random, --forget-classes or --scores")
         chosen = self.forget_config()
         with _setting(self) as at:
+            if self.level_alone:
+                chosen = _by_level(self, self.model, at)
             run = stages.split_samples(_data_of(self), chosen, self.out, at)
         made = run.json(stages.SPLIT_FILE)
         if not self.json:
@@ -519,17 +521,30 @@ def _subject(options: Any, checkpoint: str, at: Any, train_config: str | None = 
     )
 
 
-def _forget_set(options: Forget, subject: Any) -> Any:
+def _forget_set(options: Any, subject: Any) -> Any:
     from unsharp.difficulty import choose
+    from unsharp.difficulty.stage import estimated
     from unsharp.stages import read_split
 
     samples = subject.splits.train
     if options.split is None:
-        return choose(options.forget_config(), samples, id_column=subject.origin.data.id_column)
-    given = (options.ids, options.random, options.forget_classes, options.scores)
-    if any(v is not None for v in given):
-        raise UserError("--split already says what to forget; leave --ids, --random, --forget-classes and --scores out")
+        pool = str(estimated(subject.origin, samples, _store(options.store))) if options.level_alone else ""
+        return choose(options.forget_config(pool), samples, id_column=subject.origin.data.id_column)
+    names = ("ids", "random", "forget_classes", "scores", "level", "n")
+    if given := [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]:
+        raise UserError(f"--split already says what to forget; leave {', '.join(given)} out")
     return read_split(options.split, samples)
+
+
+def _by_level(options: Any, checkpoint: str | None, at: Any) -> Any:
+    """The choice of a forget set by a level alone, where only the checkpoint says whose networks are meant."""
+    from unsharp.difficulty.stage import estimated
+    from unsharp.subject import load_subject
+
+    if checkpoint is None:
+        raise UserError("--level alone needs --model, whose memorization is taken; or name scores with --scores")
+    subject = load_subject(checkpoint, at.device, data_config=options.data_config())
+    return options.forget_config(str(estimated(subject.origin, subject.splits.train, at.store)))
 
 
 def _run_answer(run: Any) -> Answer:

@@ -28,6 +28,8 @@ from unsharp.unlearning import UnlearnConfig, configure
 
 METHOD = "sharp_minmax"
 """The method where none is named."""
+LEVEL_N = 0.05
+"""Share of the samples in a forget set of which only the level is said, as in the paper."""
 Text = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
 Count = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
@@ -194,7 +196,7 @@ class Training(OptimizerFields, TrainFields):  # pyright: ignore[reportGeneralTy
 
 @dataclass(kw_only=True)
 class Forget:
-    """Options that say what is to be forgotten; exactly one of --ids, --random, --forget-classes, --scores, --split."""
+    """What is to be forgotten: one of --ids, --random, --forget-classes, --scores, --split, or --level alone."""
 
     split: Text = None
     """A `split` run or its split.json."""
@@ -209,21 +211,39 @@ class Forget:
     score_kind: Text = None
     """What the scores are: memorization, cscore (low is hard) or a proxy; what the file says, or memorization."""
     level: Text = None
-    """With --scores: high, mid, low or mix."""
+    """high, mid, low or mix: by --scores or, if left out, by what `unsharp memorize` has found for this network."""
     n: Number = None
-    """With --scores: so many samples (1 or more), or such a fraction of them (below 1)."""
+    """With --level: so many samples (1 or more), or such a fraction of them (below 1); 0.05 without --scores."""
     mid: str = "half"
     """What mid is near to: half (a score of 0.5) or median."""
     split_seed: int = 0
     """Seed of the random choice."""
 
-    def forget_config(self) -> ForgetConfig:
-        """What the options say of the forget set. Raises: UserError unless they say exactly one thing."""
+    @property
+    def level_alone(self) -> bool:
+        """Whether a level is asked for and nothing says by which scores."""
+        return self.level is not None and not self._ways() and self.split is None
+
+    def _ways(self) -> list[str]:
         ways = ("ids", "random", "forget_classes", "scores")
-        given = [f"--{way.replace('_', '-')}" for way in ways if getattr(self, way) is not None]
+        return [f"--{way.replace('_', '-')}" for way in ways if getattr(self, way) is not None]
+
+    def forget_config(self, pool: str = "the store") -> ForgetConfig:
+        """What the options say of the forget set.
+
+        Args:
+            pool: The scores where a level is all that is said.
+
+        Raises:
+            UserError: unless they say exactly one thing.
+        """
+        given = self._ways()
+        if self.level_alone:
+            n = LEVEL_N if self.n is None else amount(self.n)
+            return self._checked(ForgetConfig(scores=pool, level=self.level, n=n, mid=self.mid))  # pyright: ignore[reportArgumentType]
         if len(given) != 1:
             raise UserError(
-                "give exactly one of --ids, --random, --forget-classes, --scores (or --split); "
+                "give exactly one of --ids, --random, --forget-classes, --scores, or --level alone (or --split); "
                 f"got {' and '.join(given) or 'none of them'}"
             )
         chosen = ForgetConfig(
@@ -237,6 +257,9 @@ class Forget:
             mid=self.mid,  # pyright: ignore[reportArgumentType]
             seed=self.split_seed,
         )
+        return self._checked(chosen)
+
+    def _checked(self, chosen: ForgetConfig) -> ForgetConfig:
         chosen.check()
         return chosen
 

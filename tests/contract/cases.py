@@ -183,7 +183,7 @@ BASES = {"sgd": sgd, "adamw": adamw}
 STRONG: dict[str, dict[str, Any]] = {
     "neggrad": {"alpha": 0.6},
     "sharp_minmax": {"alpha": 0.6},
-    "saul": {"level": 1.2, "multiplier_rate": 0.7},
+    "saul": {"forget_level": 1.2, "multiplier_rate": 0.7},
     "scrub": {"msteps": 1},
     "boundary_shrink": {"alpha": 0.5},
     "l1_sparse": {"l1_gamma": 0.02},

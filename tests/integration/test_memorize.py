@@ -14,6 +14,7 @@ from torch import nn
 
 import unsharp
 from integration.helpers import QUICK, Process, call, done, wait_for
+from unsharp.artifacts import RESUME_FILE
 from unsharp.pool.store import Pool
 
 ASKED = ("memorize", "--data", "digits", "--epochs", 1, *QUICK, "--processes", 2, "--settle", 0)
@@ -84,6 +85,55 @@ def test_the_hardest_are_one_option_away(tmp_path: Path) -> None:
     assert "no score" in none.err
 
 
+def test_a_level_alone_takes_what_the_store_knows_of_this_network(tmp_path: Path) -> None:
+    store, model = ("--store", tmp_path / "store"), tmp_path / "model"
+    few = ("--data", "digits", "--classes", 3, "--per-class", 20)
+    done("train", *few, "--epochs", 8, "--batch-size", 10, "--threads", 1, *store, "--out", model)
+    asked = ("--model", model, "--level", "high", *store)
+    none = call("unlearn", *asked, "--out", tmp_path / "none")
+    assert none.code == 2
+    assert "unsharp memorize" in none.err
+    assert not (tmp_path / "none").exists()
+
+    quick = ("--processes", 2, "--threads", 1, "--settle", 0)
+    done("memorize", "--model", model, "--models", 24, *quick, *store, "--out", tmp_path / "run")
+    scores = scores_of(tmp_path / "run")
+    assert np.isfinite(scores["memorization"]).all()
+    done("split", *asked, "--out", tmp_path / "split")
+    chosen = json.loads((tmp_path / "split" / "split.json").read_text())
+    named = ("--scores", tmp_path / "run", "--n", 0.05)
+    done("split", "--model", model, "--level", "high", *named, "--out", tmp_path / "named")
+    assert chosen["ids"] == json.loads((tmp_path / "named" / "split.json").read_text())["ids"]
+    assert chosen["n"] == 3  # a twentieth
+    hardest = np.sort(scores["memorization"])[-3]
+    assert (scores["memorization"][np.isin(scores["id"], chosen["ids"])] >= hardest).all()
+    for level in ("low", "mix"):
+        mask = done("mask", "--model", model, "--level", level, "--n", 6, *store, "--out", tmp_path / level, "--json")
+        assert mask.json["stage"] == "mask"
+    rule = ("--method", "neggrad", "--epochs", 1, "--threads", 1)
+    done("unlearn", *asked, *rule, "--out", tmp_path / "unlearned")
+    assert json.loads((tmp_path / "unlearned" / "split.json").read_text())["ids"] == chosen["ids"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("split", "--data", "digits", "--level", "high"), "--model"),
+        (("unlearn", "--model", "MODEL", "--level", "hard"), "high"),
+        (("unlearn", "--model", "MODEL", "--split", "x", "--level", "high"), "--level"),
+        (("unlearn", "--model", "MODEL", "--level", "high", "--random", 3), "belong to scores"),
+    ],
+)
+def test_mistakes_about_a_level_alone_are_refused(
+    options: tuple[object, ...], says: str, trained: Path, tmp_path: Path
+) -> None:
+    given = [trained if option == "MODEL" else option for option in options]
+    answer = call(*given, "--store", tmp_path / "store", "--out", tmp_path / "o")
+    assert answer.code == 2
+    assert says in answer.err
+    assert not (tmp_path / "o").exists()
+
+
 def test_holes_in_the_scores_are_refused_by_number(made: Path) -> None:
     answer = call("split", "--data", "digits", "--scores", made / "run", "--level", "high", "--n", 30)
     unknown = int(np.isnan(scores_of(made / "run")["memorization"]).sum())
@@ -92,15 +142,27 @@ def test_holes_in_the_scores_are_refused_by_number(made: Path) -> None:
     assert f"{unknown} samples" in answer.err
 
 
+def there(root: Path, pattern: str) -> int:
+    try:
+        return len(list(root.glob(pattern)))
+    except FileNotFoundError:  # a directory got its name while it was looked into
+        return 0
+
+
 def test_killed_it_goes_on_and_counts_nothing_twice(made: Path, here: Path, tmp_path: Path) -> None:
-    command = (*ASKED, "--models", 9, "--store", tmp_path / "store", "--out", "run")
-    for count in (1, 4):
+    command = (*ASKED, "--models", 9, "--store", tmp_path / "store", "--out", "run", "--save-seconds", 0.001)
+    begun, shards = f"store/pool-*/.*.partial/**/{RESUME_FILE}", "store/pool-*/*/run.json"
+    for pattern, count in ((begun, 1), (shards, 1), (shards, 2)):
         process = Process(here, *command)
-        wait_for(lambda: not process.running or len(list(tmp_path.glob("store/pool-*/*/run.json"))) >= count)  # noqa: B023
+        wait_for(lambda: not process.running or there(tmp_path, pattern) >= count)  # noqa: B023
         process.signal(signal.SIGKILL)
-        process.end()
-    done(*ASKED, "--models", 9, "--store", tmp_path / "store", "--out", tmp_path / "run")
+        assert process.end().code == -signal.SIGKILL
+        if pattern == begun:
+            left = {p.name for p in tmp_path.glob("store/pool-*/.*.partial")}
+    done(*command[:-3], tmp_path / "run", *command[-2:])
     (path,) = (tmp_path / "store").glob("pool-*")
+    assert left
+    assert {name[1:].removesuffix(".partial") for name in left} <= {p.name for p in path.iterdir()}  # and were taken up
     shards = Pool(path).shards()
     assert sorted(j for shard in shards for j in shard.members) == list(range(9))
     (undisturbed,) = (made / "store").glob("pool-*")

@@ -185,7 +185,7 @@ def test_a_run_is_that_of_the_textbook(
     config = unlearning.configure(
         "saul",
         rule=rule,
-        level=level,
+        forget_level=level,
         multiplier_rate=rate,
         epochs=4,
         batch_size=4,
@@ -202,7 +202,7 @@ def test_a_run_is_that_of_the_textbook(
 def test_the_level_is_that_of_a_guess_unless_it_is_given() -> None:
     solved = Problem(model=network(), samples=samples(), forget=np.arange(FORGOTTEN), retain=RETAINED, rule=NO_RULE)
     assert METHODS["saul"]().phases(solved)[1].scale == Multiplier(level=math.log(3), rate=1e-3)
-    assert METHODS["saul"](level=2.0).phases(solved)[1].scale == Multiplier(level=2.0, rate=1e-3)
+    assert METHODS["saul"](forget_level=2.0).phases(solved)[1].scale == Multiplier(level=2.0, rate=1e-3)
 
 
 # --- the controller alone ---------------------------------------------------------------------------------------------

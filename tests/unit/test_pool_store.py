@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from unsharp import artifacts
-from unsharp.data import ImageSamples
+from unsharp.data import DataConfig, ImageSamples
 from unsharp.difficulty.forget import from_indices
 from unsharp.errors import UserError
-from unsharp.pool.grow import Work, grow, pool_of, shares, train_here
+from unsharp.models import ModelConfig
+from unsharp.pool.grow import Work, _cell, grow, pool_of, shares, train_here
 from unsharp.pool.plan import Plan, PoolConfig
 from unsharp.pool.store import Pool, answers, read_weights, write_shard
 from unsharp.reference import Recipe
+from unsharp.subject import Origin
 from unsharp.training import TrainConfig, initial_model, train
 
 CPU = torch.device("cpu")
@@ -143,6 +145,16 @@ def test_an_empty_pool_and_missing_weights_say_what_to_do(tmp_path):
         pool.outputs([7])
 
 
+def test_other_processes_are_told_how_often_to_save():
+    def asked(**changes):
+        origin = Origin(model=ModelConfig(), data=DataConfig(), n_classes=3, input_shape=(1, 4, 4))
+        return _cell(plan(), [0, 1], Work(**changes), origin).arguments["work"]
+
+    assert asked(save_seconds=5.0)["save_seconds"] == 5
+    assert "save_seconds" not in asked()  # nor does it rename what is kept already
+    assert Work(**asked(save_seconds=5.0)).save_seconds == 5
+
+
 def test_a_damaged_shard_is_named(tmp_path):
     pool = grow(plan(), range(1), tmp_path, Work())
     file = next(pool.path.rglob("outputs.safetensors"))
@@ -158,5 +170,7 @@ def test_samples_that_cannot_be_found_again_are_refused():
         plan(samples=samples)
 
 
-def test_shares_are_whole():
-    assert shares([3, 5, 8, 9, 11], 2) == [[3, 5], [8, 9], [11]]
+def test_a_stack_is_the_same_whatever_else_is_missing():
+    assert shares([11, 3, 5, 8, 9], 2) == [[3], [5], [8, 9], [11]]
+    assert shares(range(7), 3) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert shares([4, 5, 3, 6], 3) == shares(range(7), 3)[1:]

@@ -31,7 +31,8 @@ def load_scores(spec: str, samples: Samples, *, kind: ScoreKind | None = None) -
     Three layouts are understood. With a column `KEY_id` or `id` (or, in a table of two columns, names or whole numbers
     beside the scores) scores belong to ids; with `KEY_index` or `index` they belong to positions in the full source;
     with neither, there is one score for each sample of the full source, in its order. A slice of it is always fine.
-    Beyond these, the published files that `unsharp.difficulty.published` lists are read as they are.
+    Beyond these, the published files that `unsharp.difficulty.published` lists are read as they are, and the directory
+    of a pool of networks gives the memorization that they show.
 
     What the scores are is said by a column or array `kind` (as files of this library have it), by KEY where it is the
     name of a kind, or by the published layout; else they are memorization scores.
@@ -66,6 +67,9 @@ def read_scores(spec: str, samples: Samples, *, kind: ScoreKind | None = None) -
     """
     if kind is not None:
         check_kind(kind)
+    if _is_pool(Path(spec)):
+        _settled_kind(kind, DEFAULT_KIND, spec)
+        return _of_pool(Path(spec), samples)
     path, key = _located(spec)
     with open_table(path) as table:
         layout = published.recognise(path, list(table)) if path.suffix.lower() == ".npz" else None
@@ -91,6 +95,40 @@ def as_scores(scores: np.ndarray, samples: Samples, kind: ScoreKind) -> Scores:
 def check_kind(kind: str) -> None:
     """Raise UserError unless `kind` is known."""
     kind_named(kind)
+
+
+def _is_pool(path: Path) -> bool:
+    """Whether this is a directory of shards of networks, and no run."""
+    from unsharp.pool.store import Pool
+
+    return path.is_dir() and not (path / SCORES_FILE).exists() and bool(Pool(path).members())
+
+
+def _of_pool(path: Path, samples: Samples) -> Scores:
+    """The memorization that the networks of a pool show."""
+    from unsharp.difficulty.memorization import memorization
+    from unsharp.pool.store import Pool
+
+    outputs = Pool(path).outputs()
+    if not np.array_equal(outputs.train.labels, samples.labels):
+        raise UserError(
+            f"{path} is a pool of networks on other samples or labels; train one on these: unsharp memorize"
+        )
+    found = memorization(outputs.inside, outputs.train.correct)
+    if holes := int((~np.isfinite(found.memorization)).sum()):
+        raise UserError(
+            f"{path}: {holes} of {len(samples)} samples were in all of its {len(outputs)} networks, or in none, and so "
+            "have no score; train more: unsharp memorize --models"
+        )
+    return Scores(
+        kind=DEFAULT_KIND,
+        raw=found.memorization,
+        ids=samples.ids,
+        positions=samples.source_positions,
+        standard_error=found.standard_error,
+        labels=samples.labels,
+        provenance={"pool": path.name, "networks": len(outputs)},
+    )
 
 
 def _located(spec: str) -> tuple[Path, str | None]:

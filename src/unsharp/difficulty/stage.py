@@ -107,7 +107,9 @@ def estimate(
 ) -> Memorization:
     """Train networks until the watched forget sets are settled or the budget is spent, and score every sample.
 
-    Networks that the pool has already count; later calls add to the same pool.
+    Networks that the pool has already count; later calls add to the same pool. They are looked at in the order in which
+    they would have been trained, so a run that was killed comes to the same stacks, and to the same looks, as one that
+    was not.
 
     Args:
         plan: What the networks have in common.
@@ -127,10 +129,9 @@ def estimate(
     for line in cost(plan, how, pool, work, test):
         at.say(line)
     started, fresh, rounds = time.monotonic(), 0, []
-    unit = (work.stack or 1) * (work.workers or 1)
-    wanted = min(how.models, max(FEWEST, unit))
-    have = [j for j in pool.members() if j < how.models]
-    wanted = max(wanted, len(have))
+    stack, abreast = work.stack or 1, work.workers or 1
+    there = _leading(pool, how.models)
+    wanted = min(how.models, _whole_stacks(max(FEWEST, stack * abreast), stack))
     while True:
         fresh += len(pool.missing(range(wanted)))
         grow(plan, range(wanted), store, work, origin=origin, test=test, progress=at.progress)
@@ -140,10 +141,11 @@ def estimate(
         settled = how.settle > 0 and all(agreed[level] >= how.settle for level in sizes)
         rounds.append({"models": len(outputs), "minutes": minutes, **agreed})
         at.say(_told(len(outputs), agreed, settled))
-        following = min(how.models, max(wanted + unit, math.ceil(wanted * GROWTH)))
+        following = _whole_stacks(max(wanted + stack * abreast, math.ceil(wanted * GROWTH)), stack)
+        following = min(following, there if settled and wanted < there else how.models)
         if how.minutes is not None and fresh:
-            following = min(following, wanted + int((how.minutes - minutes) / (minutes / fresh)))
-        if settled or following <= wanted:
+            following = min(following, wanted + int((how.minutes - minutes) / (minutes / fresh)) // stack * stack)
+        if (settled and wanted >= there) or following <= wanted:
             return Memorization(memorization(outputs.inside, outputs.train.correct), outputs, rounds, settled)
         wanted = following
 
@@ -188,6 +190,26 @@ def memorize(
     return dataclasses.replace(at, force=at.force or grown).perform(out, STAGE, settings, do)
 
 
+def estimated(origin: Origin, samples: Samples, store: str | Path) -> Path:
+    """The pool of a store from which this network's samples have memorization scores; `--scores` takes it too.
+
+    Args:
+        origin: Network, data and training.
+        samples: The training samples.
+        store: Directory of pools.
+
+    Raises:
+        UserError: if the store has fewer than 8 networks of that kind, or nobody knows how the network was trained.
+    """
+    pool = pool_of(plan_of(origin, samples, PoolConfig()), store)
+    if len(pool.members()) < FEWEST:
+        raise UserError(
+            f"--level alone takes memorization from the networks in {store}, which has {len(pool.members())} like this "
+            f"one, trained on random subsets; run unsharp memorize --model first, or name scores with --scores"
+        )
+    return pool.path
+
+
 def score(
     proxy: Proxy, origin: Origin, splits: Splits, model: Subject | None, out: str | Path | None, at: Setting
 ) -> Run:
@@ -222,6 +244,7 @@ def score(
             splits.train,
             recipe=None if looks else origin.recipe,
             model=model.model if looks and model is not None else None,
+            held_out=splits.test,
             workspace=workspace,
             save_seconds=at.save_seconds,
             progress=at.progress,
@@ -338,6 +361,16 @@ def _write_table(path: Path, scores: Estimate, samples: Samples) -> None:
         for field in ("memorization", "standard_error", "inside", "outside", "n_inside", "n_outside")
     }
     _whole(path, lambda temporary: pq.write_table(pa.table(columns), temporary))
+
+
+def _leading(pool: Pool, models: int) -> int:
+    """How many of the first networks are there, or known to have failed, without a gap."""
+    return min(pool.missing(range(models)), default=models)
+
+
+def _whole_stacks(models: int, stack: int) -> int:
+    """So many networks, or more, that all stacks are full."""
+    return -(-models // stack) * stack
 
 
 def _whole(path: Path, save: Callable[[Path], None]) -> None:

@@ -52,7 +52,7 @@ class SAUL(PhasedMethod):
     Where the multiplier is 0 the forget step is left out, and its optimiser rests. The retain optimiser alone decays.
 
     Args:
-        level: Forget loss that is asked for, in nats, above 0; None takes ln K for K classes, the loss of a guess.
+        forget_level: Forget loss that is asked for, in nats, above 0; None takes ln K for K classes, that of a guess.
         multiplier_rate: Step μ > 0 of the multiplier.
     """
 
@@ -65,17 +65,17 @@ class SAUL(PhasedMethod):
     tunable: ClassVar[Mapping[str, Sequence[Any]]] = {"level": (0.5, 1.0, 2.0, 3.0, 4.0)}
     separate_states: ClassVar[bool] = True
 
-    level: float | None = None
+    forget_level: float | None = None
     multiplier_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name in ("level", "multiplier_rate"):
+        for name in ("forget_level", "multiplier_rate"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise UserError(f"{name} must be a finite number above 0, got {value}")
 
     def phases(self, problem: Problem) -> list[Phase]:
-        level = math.log(problem.samples.n_classes) if self.level is None else self.level
+        level = math.log(problem.samples.n_classes) if self.forget_level is None else self.forget_level
         return [
             Phase(objective=CrossEntropy({RETAIN: 1.0}), rule=problem.rule, name=RETAIN),
             Phase(

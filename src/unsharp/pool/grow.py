@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Work:
             networks cannot be made anew in another process, all are trained in this one.
         threads: Torch threads of each process.
         device: Where to train, as `runtime.pick_device` takes it; None for the accelerator, if there is one.
-        save_seconds: Seconds between two savings of the state from which a killed run goes on, in this process.
+        save_seconds: Seconds between two savings of the state from which a killed run goes on.
         backend: Where processes run.
 
     Raises:
@@ -116,6 +117,8 @@ def grow(
     """
     pool, work = pool_of(plan, store), work.settled(plan)
     parts = shares(pool.missing(wanted), work.stack or 1)
+    if not parts:
+        return pool
     if origin is None:
         for part in parts:
             train_here(plan, part, pool, work, test=test, progress=progress)
@@ -137,8 +140,11 @@ def grow(
 
 
 def shares(members: Sequence[int], size: int) -> list[list[int]]:
-    """The members in stacks of at most `size`."""
-    return [list(members[first : first + size]) for first in range(0, len(members), size)]
+    """The members in stacks: together go those of 0 to size − 1, of size to 2·size − 1, and so on.
+
+    So a stack is the same whatever else is missing, and one that was killed is found again by its name.
+    """
+    return [list(block) for _, block in itertools.groupby(sorted(members), lambda member: member // size)]
 
 
 def train_here(
@@ -258,6 +264,8 @@ def _cell(plan: Plan, members: Sequence[int], work: Work, origin: Origin) -> Cel
         "members": list(members),
         "work": {"keep_weights": work.keep_weights, "device": work.device},
     }
+    if work.save_seconds != Work.save_seconds:
+        arguments["work"]["save_seconds"] = work.save_seconds
     return Cell(f"{HERE}:train_members", arguments)
 
 

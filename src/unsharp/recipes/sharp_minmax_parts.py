@@ -62,7 +62,7 @@ TIERS: tuple[tuple[Variant, ...], ...] = (
             method="saul",
             rule="sam",
             settings=LOOP | {"rho": 0.1},
-            grid={"level": [1.0, 2.0, 3.0], "lr": [0.03, 0.1]},
+            grid={"forget_level": [1.0, 2.0, 3.0], "lr": [0.03, 0.1]},
         ),
         _minmax(FULL),
     ),
@@ -371,7 +371,7 @@ def figure(facts: Sequence[Mapping[str, Any]]) -> str:
 def _choices(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| variant | point | ToW | |", "|---|---|---:|---|"]
     for row in rows:
-        grid = ", ".join(f"{k} {v}" for k, v in row["settings"].items() if k in ("alpha", "level", "lr"))
+        grid = ", ".join(f"{k} {v}" for k, v in row["settings"].items() if k in ("alpha", "forget_level", "lr"))
         lines.append(f"| {row['name']} | {grid} | {row['tow']:.1f} | {'chosen' if row['chosen'] else ''} |")
     return "\n".join(lines)
 

@@ -91,7 +91,7 @@ def sharp_minmax(m: Any, setting: Setting) -> list[Line]:
 
 
 def saul(m: Any, setting: Setting) -> list[Line]:
-    level = math.log(setting.samples.n_classes) if m.level is None else m.level
+    level = math.log(setting.samples.n_classes) if m.forget_level is None else m.forget_level
     return [
         Line((RETAIN,), entropies(retain=1.0)),
         Line(

@@ -54,6 +54,7 @@ class Task:
         samples: The training samples, all of which get a score.
         recipe: How networks are trained; None where none is to be.
         model: A trained network; None where networks are trained for the purpose.
+        held_out: Samples that the given network has not seen; None where there are none.
         device: Where networks are.
         workspace: Where finished networks' scores and the state of an unfinished one are kept, so that a killed
             estimate goes on; None keeps nothing.
@@ -65,6 +66,7 @@ class Task:
     samples: Samples
     recipe: Recipe | None = None
     model: nn.Module | None = None
+    held_out: Samples | None = None
     device: torch.device
     workspace: Workspace | None = None
     save_seconds: float = 60.0
@@ -165,6 +167,7 @@ def estimate(
     *,
     recipe: Recipe | None = None,
     model: nn.Module | None = None,
+    held_out: Samples | None = None,
     device: torch.device | None = None,
     workspace: Workspace | None = None,
     save_seconds: float = 60.0,
@@ -180,6 +183,7 @@ def estimate(
         recipe: How networks are trained, for proxies that train their own. The first network is the recipe's very own,
             further ones differ in the seed.
         model: A trained network, for proxies that look at one. Those that can do either take one of the two.
+        held_out: Samples that the given network has not seen, for the proxy that tunes it on such.
         device: Where networks are; None takes the device of the samples.
         workspace: Where a killed estimate goes on from; None keeps nothing.
         save_seconds: Seconds between two savings within an epoch.
@@ -205,6 +209,7 @@ def estimate(
         samples=samples,
         recipe=recipe,
         model=model,
+        held_out=held_out,
         device=_device(samples, model, device),
         workspace=workspace,
         save_seconds=save_seconds,
