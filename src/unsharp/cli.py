@@ -441,8 +441,14 @@ def _one_line(box: str) -> str:
         text = f"{text.strip()}; did you mean {found[0]}?"
     text = re.sub(r"-{8,}", " ", text)
     text = re.split(r"Got errors:|Argument helptext:|For full helptext", text)[0]
+    text = re.sub(r"(?<=Expected one of )\(.*?\)", _choices, text)
     text = re.sub(r"no type matching (\S+) could be instantiated from \[(.*?)\]\.?", r"it takes \1, got \2", text)
     return re.sub(r"\s+", " ", text).strip() or "the arguments could not be read; see unsharp --help"
+
+
+def _choices(found: re.Match[str]) -> str:
+    """The values of an option that may be left out, in an order of their own: the parser's is that of a set."""
+    return ", ".join(sorted(set(re.findall(r"'(.*?)'", found[0])) - {"None"}))
 
 
 def _complain(message: str) -> None:
