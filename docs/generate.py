@@ -253,7 +253,8 @@ def option(field: str) -> str:
 def texts() -> dict[str, str]:
     """What stands under the fields of the classes of options, by `Class.field`."""
     found: dict[str, str] = {}
-    for module in (options, *dict.fromkeys(sys.modules[cls.__module__] for cls in cli.COMMANDS.values())):
+    commands = {sys.modules[cls.__module__] for cls in cli.COMMANDS.values()}
+    for module in (cli, options, *sorted(commands - {cli}, key=lambda m: m.__name__)):
         classes = (node for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.ClassDef))
         for cls in classes:
             for field, text in itertools.pairwise(cls.body):

@@ -26,6 +26,7 @@ from unsharp.commands_attack import Attack
 from unsharp.commands_landscape import Landscape
 from unsharp.commands_memorize import Memorize
 from unsharp.commands_relearn import Relearn
+from unsharp.commands_robustness import RobustnessCommand
 from unsharp.commands_theory import Theory
 from unsharp.commands_tune import Tune
 from unsharp.data import DataConfig
@@ -355,6 +356,7 @@ COMMANDS: dict[str, type] = {
     "relearn": Relearn,
     "landscape": Landscape,
     "attack": Attack,
+    "robustness": RobustnessCommand,
     "report": Report,
     "forget": ForgetCommand,
     "theory": Theory,

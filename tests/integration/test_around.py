@@ -23,15 +23,20 @@ COMMANDS: dict[str, tuple[object, ...]] = {
     "relearn": ("--epochs", 2, "--seeds", 2, "--n", 5, "--watched", 40, "--original", "ORIGINAL"),
     "landscape": ("--points", 3, "--n-samples", 20, "--steps", 2, "--restarts", 1, "--draws", 2, "--most-steps", 5,
                   "--trace-draws", 6, "--density-draws", 1, "--density-steps", 4, "--original", "ORIGINAL"),
+    "robustness": ("--corruptions", "gaussian_noise", "contrast", "--severities", 2, 5, "--original", "ORIGINAL"),
 }  # fmt: skip
 FILES = {
     "attack": {"attack.json", "roc.svg", "run.json"},
     "relearn": {"relearning.json", "relearning.svg", "run.json"},
     "landscape": {"landscape.json", "surfaces.safetensors", "sharpness.svg", "ways.svg", "run.json",
                   *(f"{kind}-{on}.svg" for kind in ("surface", "spectrum") for on in ("retain", "forget", "test"))},
+    "robustness": {"robustness.json", "robustness.svg", "run.json"},
 }  # fmt: skip
-VALUES = {"attack": "attack.json", "relearn": "relearning.json", "landscape": "landscape.json"}
-Command = Callable[..., tuple[object, ...]]
+VALUES = {"attack": "attack.json", "relearn": "relearning.json", "landscape": "landscape.json",
+          "robustness": "robustness.json"}  # fmt: skip
+SAYS = {"attack": "TPR at 1 % FPR", "relearn": "in excess", "landscape": "barrier in the loss",
+        "robustness": "points lost"}  # fmt: skip
+ONE = ("--attacks", "threshold_confidence", "--threads", 1)
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +82,7 @@ def test_it_writes_a_whole_run_and_says_what_it_costs_and_found(name: str, place
     for picture in (place / name).glob("*.svg"):
         assert ElementTree.parse(picture).getroot().tag.endswith("svg")
     assert "about" in answer.err  # how long it will take, before
-    assert {"attack": "TPR at 1 % FPR", "relearn": "in excess", "landscape": "barrier in the loss"}[name] in answer.out
+    assert SAYS[name] in answer.out
     assert finite(read(place / name / VALUES[name]))
 
 
@@ -139,6 +144,32 @@ def test_surroundings_stand_beside_those_of_the_retrained_network(place: Path, r
     grids = load_file(place / "landscape" / "surfaces.safetensors")
     assert any(array.shape[-2:] == (3, 3) for array in grids.values())
     assert set(found["connectivity"]) == {"original to unlearned", "original to retrained"}
+
+
+def test_corrupted_accuracies_stand_beside_clean_ones(place: Path, ran: Any) -> None:
+    ran("robustness")
+    found = read(place / "robustness" / "robustness.json")
+    said = done(
+        "evaluate", place / "unlearned", "--out", place / "clean", "--store", place / "store", *ONE, "--json"
+    ).json
+    for on, one in found["sets"].items():
+        assert one["clean"]["unlearned"] == pytest.approx(said[f"{on}_accuracy"])
+        assert one["clean"]["retrained"] == pytest.approx(said["reference"][f"{on}_accuracy"])
+        rows = [one["corrupted"][name][severity] for name in ("gaussian_noise", "contrast") for severity in ("2", "5")]
+        for network in ("original", "unlearned", "retrained"):
+            assert one["mean"][network] == pytest.approx(np.mean([row[network] for row in rows]))
+        assert one["drop_gap"]["mean"] == pytest.approx(one["drop"]["unlearned"] - one["drop"]["retrained"])
+
+
+def test_a_network_trained_on_corrupted_images_keeps_them(place: Path, here: Path) -> None:
+    done("train", *FEW, "--corrupt", "gaussian_noise:2", "--out", here / "noisy", "--epochs", 6, *QUICK)
+    how = ("--method", "neggrad", "--epochs", 1, *QUICK)
+    done("unlearn", "--model", here / "noisy", "--random", 12, "--out", here / "forgot", *how)
+    config = read(here / "forgot" / "run.json")["config"]["origin"]
+    assert config["data"]["corrupt"] == "gaussian_noise:2"
+    other = call("unlearn", "--model", here / "noisy", *FEW[:6], "--random", 12, "--out", here / "clean", *how)
+    assert other.code == 2
+    assert "the data are not those" in other.err
 
 
 def test_parts_and_sets_may_be_left_out(place: Path, here: Path) -> None:
@@ -230,6 +261,9 @@ def test_the_method_is_asked_by_pools_that_forgot_and_never_had(place: Path, her
         (("landscape", "RUN", "--parts", "surf"), ["surf", "connectivity, curvature, distance, sharpness, surface"]),
         (("landscape", "RUN", "--rho", -1), ["rho", "above 0"]),
         (("landscape", "RUN", "--original", "nothing"), ["nothing", "does not exist"]),
+        (("robustness", "RUN", "--corruptions", "sno"), ["did you mean 'snow'"]),
+        (("robustness", "RUN", "--severities", 6), ["severities", "1 to 5"]),
+        (("train", "--corrupt", "sno:3"), ["did you mean 'snow'"]),
     ],
 )
 def test_mistakes_end_with_one_line_before_any_work(
