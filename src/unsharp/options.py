@@ -132,10 +132,10 @@ class Common:
     """Do it again, even if it is found done, and replace what is there."""
     save_seconds: float = 60.0
     """Seconds between two savings of the state from which a killed run goes on."""
-    json: bool = False
-    """Print one JSON object on standard output, and everything else on standard error."""
     track: Text = None
     """Hand the figures of each epoch and evaluation to tensorboard, trackio or wandb; nothing is, if left out."""
+    json: bool = False
+    """Print one JSON object on standard output, and everything else on standard error."""
     quiet: bool = False
     """No progress."""
 
