@@ -26,6 +26,7 @@ from unsharp.commands_attack import Attack
 from unsharp.commands_landscape import Landscape
 from unsharp.commands_memorize import Memorize
 from unsharp.commands_relearn import Relearn
+from unsharp.commands_robustness import RobustnessCommand
 from unsharp.commands_theory import Theory
 from unsharp.commands_tune import Tune
 from unsharp.data import DataConfig
@@ -357,6 +358,7 @@ COMMANDS: dict[str, type] = {
     "relearn": Relearn,
     "landscape": Landscape,
     "attack": Attack,
+    "robustness": RobustnessCommand,
     "report": Report,
     "forget": ForgetCommand,
     "theory": Theory,
@@ -443,8 +445,14 @@ def _one_line(box: str) -> str:
         text = f"{text.strip()}; did you mean {found[0]}?"
     text = re.sub(r"-{8,}", " ", text)
     text = re.split(r"Got errors:|Argument helptext:|For full helptext", text)[0]
+    text = re.sub(r"(?<=Expected one of )\(.*?\)", _choices, text)
     text = re.sub(r"no type matching (\S+) could be instantiated from \[(.*?)\]\.?", r"it takes \1, got \2", text)
     return re.sub(r"\s+", " ", text).strip() or "the arguments could not be read; see unsharp --help"
+
+
+def _choices(found: re.Match[str]) -> str:
+    """The values of an option that may be left out, in an order of their own: the parser's is that of a set."""
+    return ", ".join(sorted(set(re.findall(r"'(.*?)'", found[0])) - {"None"}))
 
 
 def _complain(message: str) -> None:

@@ -61,7 +61,7 @@ def _show(found: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(highlight=False, soft_wrap=True)
     for on in found.values["sets"]:
         rows = found.headlines(on)
         if rows:
@@ -71,11 +71,11 @@ def _show(found: Any) -> None:
             console.print(table)
     for name, way in found.values.get("connectivity", {}).items():
         heights = [f"{on} {_number(way[on]['loss_barrier']['height'])}" for on in found.values["sets"]]
-        console.print(f"{name}: barrier in the loss {', '.join(heights)}", highlight=False)
+        console.print(f"{name}: barrier in the loss {', '.join(heights)}")
     for name, of in found.values.get("distance", {}).items():
         weights = f"weights {_number(of['weights']['relative'])} of the first's length apart"
         alike = [f"{on} {_number(_cka(of[on]))}" for on in found.values["sets"]]
-        console.print(f"{name}: {weights}; features alike (debiased CKA) {', '.join(alike)}", highlight=False)
+        console.print(f"{name}: {weights}; features alike (debiased CKA) {', '.join(alike)}")
 
 
 def _cka(row: Any) -> float | None:

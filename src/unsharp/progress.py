@@ -27,6 +27,15 @@ class Progress:
 SILENT = Progress()
 
 
+def duration(seconds: float) -> str:
+    """So many seconds in the unit that a person would take."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.{1 if seconds < 600 else 0}f} minutes"
+    return f"{seconds / 3600:.1f} hours"
+
+
 class LineProgress(Progress):
     """Lines for a log: what is to be done when it starts, and now and then how long it will take.
 
@@ -51,7 +60,7 @@ class LineProgress(Progress):
         if now - self._said >= self._every:
             self._said = now
             left = (now - self._started) / self._fresh * (self._total - self._done)
-            self._say(f"{self._label}: {self._done:,} of {self._total:,} steps, about {left / 60:.1f} minutes left")
+            self._say(f"{self._label}: {self._done:,} of {self._total:,} steps, about {duration(left)} left")
 
 
 class BarProgress(Progress):

@@ -536,6 +536,14 @@ def test_the_network_is_left_as_it_was_to_the_bit(batchnorm: str):
     assert cost.seconds > 0
 
 
+def test_the_cost_of_a_grid_smaller_than_what_goes_together():
+    models = {"it": cnn(dtype=torch.float32), "other": cnn(1, torch.float32)}
+    cost = replace(SMALL, points=3, form="grouped").estimate(models, sets(dtype=torch.float32))
+    assert cost.together > 9
+    assert cost.points == 18
+    assert cost.seconds == pytest.approx(18 * cost.seconds_per_point)
+
+
 def test_the_inputs_of_resident_samples_are_prepared_once():
     class Watched(TensorSamples):
         reads = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unsharp.data.augment import AUGMENTATIONS
+from unsharp.data.corruption import Corruption
 from unsharp.errors import UserError, unknown
 
 
@@ -20,6 +21,9 @@ class DataConfig:
         mean: Mean per channel on the scale [0, 1] (one value or one per channel); None takes the source's.
         std: Standard deviation per channel on the scale [0, 1]; None takes the source's.
         augment: Augmentation while training: auto, none, crop, flip, crop_flip, resized_crop_flip.
+        corrupt: Corrupt the training images, once and for all, by NAME or NAME:SEVERITY from 1 to 5 (3 if left out), as
+            gaussian_noise:3. There are gaussian_noise, impulse_noise, gaussian_blur, glass_blur, snow, brightness,
+            contrast. Test images stay as they are.
         id_column: Column (or key of the .npz) with a stable id for each sample; None takes the position in the
             source.
         label_column: Column (or key of the .npz) of the labels; None takes the source's own.
@@ -39,6 +43,7 @@ class DataConfig:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     augment: str = "auto"
+    corrupt: str | None = None
     id_column: str | None = None
     label_column: str | None = None
     image_column: str | None = None
@@ -60,5 +65,7 @@ class DataConfig:
             raise UserError(f"workers must be at least 0, got {self.workers}")
         if self.augment != "auto" and self.augment not in AUGMENTATIONS:
             raise unknown("augmentation", self.augment, ["auto", *AUGMENTATIONS])
+        if self.corrupt is not None:
+            Corruption.read(self.corrupt)
         if self.std is not None and not all(s > 0 for s in self.std):
             raise UserError(f"std must be above 0 in each channel, got {self.std}")

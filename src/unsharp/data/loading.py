@@ -17,6 +17,7 @@ from torch import Tensor
 
 from unsharp.data.augment import AUGMENTATIONS, Augmentation, reference, resized_crop, to_size
 from unsharp.data.config import DataConfig
+from unsharp.data.corruption import Corruption
 from unsharp.data.samples import (
     ImageSamples,
     Samples,
@@ -58,7 +59,7 @@ def load(config: DataConfig, device: torch.device | str = "cpu") -> Splits:
     if config.classes is not None and config.classes > len(source.class_names):
         raise UserError(f"classes must be at most {len(source.class_names)} for {config.name!r}, got {config.classes}")
     augment = source.augment if config.augment == "auto" else config.augment
-    train = _samples(source, source.train, config, AUGMENTATIONS[augment], config.per_class, device)
+    train = _samples(source, source.train, config, AUGMENTATIONS[augment], config.per_class, device, config.corrupt)
     test = None
     if source.test is not None:
         test = _samples(source, source.test, config, AUGMENTATIONS["none"], None, device)
@@ -126,6 +127,7 @@ def _samples(
     augmentation: Augmentation,
     per_class: int | None,
     device: torch.device | str,
+    corrupt: str | None = None,
 ) -> Samples:
     labels = checked_labels(split.labels, len(source.class_names))
     ids = None if split.ids is None else checked_ids(split.ids, len(labels))
@@ -143,13 +145,19 @@ def _samples(
     look = {"mean": config.mean or source.mean, "std": config.std or source.std, "augmentation": augmentation}
     size = config.size or source.size
     if not callable(split.images):
-        images = split.images[rows]
-        return ImageSamples(images if size is None else _resized(images, size), **about, **look)
+        images = split.images[rows] if size is None else _resized(split.images[rows], size)
+        return ImageSamples(_corrupted(images, rows, corrupt, device), **about, **look)
     decoder = Decoder(_channels(source, split.images, rows), size, source.resize_ratio)
     height, width, channels = decoder.array(split.images(rows[:1])[0]).shape
     # Parts at random scales are cut from the image in its own size, so they cannot come from one stored size.
     if len(rows) * height * width * channels <= RESIDENT_BYTES and not augmentation.rescale:
-        return ImageSamples(decode(split.images, rows, decoder), **about, **look)
+        images = _corrupted(decode(split.images, rows, decoder), rows, corrupt, device)
+        return ImageSamples(images, **about, **look)
+    if corrupt is not None:
+        raise UserError(
+            "corrupt is for sets that lie in memory, and these images are decoded as they are read; keep "
+            "fewer (per_class, size), and take another augment than resized_crop_flip"
+        )
     if size is None:
         raise UserError(f"{len(rows)} images of {width}×{height} have to be read as they are needed; give size")
     read = ReadImage(
@@ -285,6 +293,24 @@ def _channels(source: Source, files: Encoded, rows: np.ndarray) -> int:
             raise
 
     return 1 if all(grey(file) for chunk in chunks(rows) for file in files(chunk)) else 3
+
+
+def _corrupted(
+    images: np.ndarray, rows: np.ndarray, how: str | None, device: torch.device | str
+) -> np.ndarray | Tensor:
+    """(n, H, W, C) uint8 images, corrupted where that is asked for; `rows` (n,) number them in their source."""
+    if how is None:
+        return images
+    corruption = Corruption.read(how)
+    parts = range(0, len(rows), CHUNK)
+    return torch.cat(
+        [
+            corruption(
+                torch.from_numpy(images[i : i + CHUNK]).to(device), torch.from_numpy(rows[i : i + CHUNK]).to(device)
+            )
+            for i in parts
+        ]
+    )
 
 
 def _resized(images: np.ndarray, size: int) -> np.ndarray:

@@ -7,10 +7,12 @@ What is asked of the networks stands in `QUESTIONS`; each says which networks it
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from unsharp import artifacts, config
 from unsharp.artifacts import Run, Workspace
@@ -25,6 +27,7 @@ from unsharp.evaluation.shadow_run import Against, Asked
 from unsharp.pool.grow import Work, grow, plan_of, pool_of, probe
 from unsharp.pool.plan import PoolConfig
 from unsharp.pool.store import PoolOutputs
+from unsharp.progress import duration
 from unsharp.report.roc import Curve, roc_curves
 from unsharp.stages import RECORD_FILE, Setting, find_reference, read_split
 from unsharp.subject import Subject, load_subject
@@ -33,6 +36,8 @@ from unsharp.unlearning import UnlearnConfig
 
 STAGE = "attack"
 ATTACK_FILE, FIGURE_FILE = "attack.json", "roc.svg"
+MOST_TRIED = 1024
+"""Networks up to which it is said how many are enough."""
 TITLES = {"lira": "LiRA", "rmia": "RMIA", "u_lira": "U-LiRA"}
 
 
@@ -250,14 +255,25 @@ class _Plans:
             least = 2 if name == "rmia" else fewest
             form = self.how.form or "online" if name == "u_lira" else None
             form = form or shadow_run.form_of(name, self.how.against, self.how.form)
-            short = [("had", had)] if form == "online" and had < least else []
-            short += [("never had", never)] if name != "u_lira" and never < least else []
-            for what, count in short:
+            needed = [("had", had)] if form == "online" else []
+            needed += [("never had", never)] if name != "u_lira" else []
+            for what, count in needed:
+                if count >= least:
+                    continue
+                enough = self._enough([kind == "had" for kind, _ in needed], least)
                 raise UserError(
                     f"{name}: of {self.how.networks} networks only {count} {what} the forget sample that fewest "
-                    f"{what}; at least {least} are needed: raise --networks, or choose another --pool-fraction"
+                    f"{what}; at least {least} are needed: raise --networks"
+                    + (f" ({enough} are enough)" if enough else "")
+                    + ", or choose another --pool-fraction"
                     + (", or take --form offline" if what == "had" else "")
                 )
+
+    def _enough(self, kinds: Sequence[bool], least: int) -> int | None:
+        """The fewest networks of which `least` had each forget sample (True), or never had it (False), of each kind."""
+        inside = self.trained.inside(range(MOST_TRIED))[:, self.forget.indices]
+        reached = np.all([np.cumsum(inside == had, axis=0).min(1) >= least for had in kinds], axis=0)
+        return int(reached.argmax()) + 1 if reached.any() else None
 
     def cost(self, work: Work, at: Setting) -> list[str]:
         """What is to be done, in lines; times a few steps of training to know."""
@@ -270,8 +286,8 @@ class _Plans:
         if not todo + more + forgets:
             return [f"all {len(self.wanted)} networks of each pool are there"]
         each = probe(self.trained, work) if todo + more else 0.0
-        minutes = ((todo + more) * each + forgets * self.seconds) / (work.workers or 1) / 60
-        return [f"{'; '.join(words)}: about {minutes:.1f} minutes here"]
+        seconds = ((todo + more) * each + forgets * self.seconds) / (work.workers or 1)
+        return [f"{'; '.join(words)}: about {duration(seconds)} here"]
 
     def grown(self, work: Work, at: Setting) -> Ready:
         """The networks, trained as far as they are not there."""

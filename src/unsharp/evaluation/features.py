@@ -14,7 +14,7 @@ from unsharp import runtime
 from unsharp.data.samples import Samples
 from unsharp.data.streams import evaluation_batches
 from unsharp.errors import UserError, listed
-from unsharp.evaluation.predictions import Outputs, Predictions
+from unsharp.evaluation.predictions import OnHost, Outputs, Predictions
 from unsharp.models.penultimate import Features
 
 if TYPE_CHECKING:
@@ -259,10 +259,11 @@ def predict_with_features(
         UserError: as `predict`, or if the features cannot be found.
     """
     found = model if isinstance(model, Features) else Features(model)
-    passes = list(_passes(found, samples, indices, batch_size, precision))
-    # One transfer each at the end: a copy per batch would wait for the device every time.
-    logits, features, labels = (torch.cat(parts).cpu().numpy() for parts in zip(*passes))
-    return Predictions(logits, labels, features)
+    logits, features, labels = gathered = [OnHost(len(indices)) for _ in range(3)]
+    for parts in _passes(found, samples, indices, batch_size, precision):
+        for rows, part in zip(gathered, parts):
+            rows.add(part)
+    return Predictions(logits.array(), labels.array(), features.array())
 
 
 def outputs_with_features(

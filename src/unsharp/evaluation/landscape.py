@@ -304,7 +304,7 @@ class Landscape:
         model = next(iter(models.values()))
         points = self._points(model, self._chosen(model, sets), loss)
         fill = self._fill(model, directions(model, self.normalise, self.include, self.seed))
-        return cost_of(points, fill, self.points**2 * len(models))
+        return cost_of(points, fill, self.points**2, len(models))
 
     def measure(
         self,

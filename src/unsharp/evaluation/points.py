@@ -314,9 +314,17 @@ class Cost:
     together: int
 
 
-def cost_of(points: Points, fill: Fill, n: int) -> Cost:
-    """Measure the cost of a point: the second of two evaluations of as many points as go together."""
+def cost_of(points: Points, fill: Fill, n: int, networks: int = 1) -> Cost:
+    """Measure the cost of a point: the second of two evaluations of as many points as go together.
+
+    Args:
+        points: Evaluates them.
+        fill: Knows points 0 to n - 1.
+        n: Points of a network.
+        networks: So many have as many points each.
+    """
     some = [j % n for j in range(points.together)]
+    whole = n * networks
     taken: list[float] = []
     with points.open():
         for _ in range(2):
@@ -324,4 +332,4 @@ def cost_of(points: Points, fill: Fill, n: int) -> Cost:
             float(points.evaluate(fill, some).sum())  # waits for the device
             taken.append(time.perf_counter() - started)
     each = taken[-1] / len(some)
-    return Cost(n, points.n_samples, each, each * n, points.form, points.together)
+    return Cost(whole, points.n_samples, each, each * whole, points.form, points.together)

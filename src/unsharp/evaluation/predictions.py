@@ -21,6 +21,8 @@ from unsharp.models.modes import evaluating
 NAMES = ("logits", "labels")
 OPTIONAL = ("features",)
 SETS = ("retain", "forget", "test")
+HELD_BYTES = 64 * 2**20
+"""What networks say waits on the device up to about this size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +168,46 @@ class Evidence:
         return None if self.reference is None else Evidence(self.reference, self.reference, self.seed)
 
 
+class OnHost:
+    """Rows that a device gives batch by batch, as one array on the host.
+
+    They wait on the device until they are worth a copy, since each copy waits for the device; and no longer, so that
+    what networks say of large sets does not have to fit there.
+
+    Args:
+        n: Number of rows that will come.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n, self._done, self._bytes = n, 0, 0
+        self._held: list[Tensor] = []
+        self._rows: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Take the next rows (B, ...), of one shape and dtype in all calls."""
+        self._held.append(rows)
+        self._bytes += rows.nbytes
+        if self._bytes >= HELD_BYTES:
+            self._bring()
+
+    def array(self) -> np.ndarray:
+        """(n, ...) all rows; call it once all have come."""
+        self._bring()
+        assert self._rows is not None
+        assert self._done == self._n
+        return self._rows.numpy()
+
+    def _bring(self) -> None:
+        if not self._held:
+            return
+        part = torch.cat(self._held)
+        if self._rows is None:
+            self._rows = torch.empty((self._n, *part.shape[1:]), dtype=part.dtype)
+        self._rows[self._done : self._done + len(part)] = part
+        self._done += len(part)
+        self._held, self._bytes = [], 0
+
+
 def check_seed(seed: int) -> None:
     """Raise UserError unless `seed` can seed what a metric draws."""
     if seed < 0:
@@ -191,14 +233,12 @@ def predict(
         raise UserError("indices is empty; there is nothing to predict")
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
-    logits: list[Tensor] = []
-    labels: list[Tensor] = []
+    logits, labels = OnHost(len(indices)), OnHost(len(indices))
     with evaluating(model), torch.no_grad(), runtime.autocast(runtime.device_of(model), precision):
         for batch in evaluation_batches(samples, indices, batch_size):
-            logits.append(_checked(model(batch.inputs), len(batch.labels)).float())
-            labels.append(batch.labels)
-    # One transfer each at the end: a copy per batch would wait for the device every time.
-    return Predictions(torch.cat(logits).cpu().numpy(), torch.cat(labels).cpu().numpy())
+            logits.add(_checked(model(batch.inputs), len(batch.labels)).float())
+            labels.add(batch.labels)
+    return Predictions(logits.array(), labels.array())
 
 
 def _checked(output: Any, n_rows: int) -> Tensor:

@@ -18,7 +18,7 @@ from unsharp.data import DataConfig, Samples
 from unsharp.errors import UserError, unknown
 from unsharp.evaluation.predictions import predict
 from unsharp.evaluation.relearning import Attack, On, RelearnConfig, recovery
-from unsharp.progress import SILENT, Progress
+from unsharp.progress import SILENT, Progress, duration
 from unsharp.report.relearning import relearning_curves
 from unsharp.stages import Setting, find_reference, read_split
 from unsharp.subject import load_subject
@@ -226,7 +226,7 @@ def relearn_run(
         cost = estimate(subject.model, attacks, len(networks))
         at.say(
             f"relearning: {cost['curves']} curves, {cost['passes']:,} passes and the looks at each epoch; about "
-            f"{cost['seconds'] / 60:.1f} minutes"
+            f"{duration(cost['seconds'])}"
         )
         found = attack_all(
             networks,

@@ -13,6 +13,7 @@ from unsharp.artifacts import Run, Workspace
 from unsharp.data import DataConfig
 from unsharp.evaluation.landscape import same_architecture
 from unsharp.evaluation.points import task_sets
+from unsharp.progress import duration
 from unsharp.surroundings.findings import ORIGINAL, RETRAINED, UNLEARNED, Findings
 from unsharp.surroundings.measure import Share, Surroundings
 from unsharp.training import TrainConfig
@@ -100,9 +101,9 @@ def told(shares: list[Share]) -> Iterator[str]:
     """An estimate in lines, for a person."""
     for share in shares:
         passes = ", ".join(f"{n:,} {PASSES[kind]}" for kind, n in share.passes.items() if n)
-        yield f"{share.part}: at most {passes}, about {_duration(share.seconds)}"
+        yield f"{share.part}: at most {passes}, about {duration(share.seconds)}"
     if len(shares) > 1:
-        yield f"together about {_duration(sum(share.seconds for share in shares))}"
+        yield f"together about {duration(sum(share.seconds for share in shares))}"
 
 
 def write(found: Findings, directory: str | Path) -> list[Path]:
@@ -144,9 +145,3 @@ def drawn(found: Findings) -> Mapping[str, str]:
 
 def _any_row(sharpness: Mapping[str, Any]) -> bool:
     return any(row is not None for of in sharpness.values() for kinds in of.values() for row in kinds.values())
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
