@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import unsharp
-from unsharp import cli, commands_memorize, commands_theory, commands_tune, options
+from unsharp import cli, options
 from unsharp.data import SOURCES, ImageSamples
 from unsharp.difficulty.proxies import PROXIES
 from unsharp.evaluation import METRICS
@@ -253,7 +253,8 @@ def option(field: str) -> str:
 def texts() -> dict[str, str]:
     """What stands under the fields of the classes of options, by `Class.field`."""
     found: dict[str, str] = {}
-    for module in (cli, commands_memorize, commands_theory, commands_tune, options):
+    commands = dict.fromkeys(command.__module__ for command in cli.COMMANDS.values())
+    for module in (options, *(sys.modules[name] for name in commands)):
         classes = (node for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.ClassDef))
         for cls in classes:
             for field, text in itertools.pairwise(cls.body):
