@@ -26,6 +26,7 @@ from unsharp.commands_attack import Attack
 from unsharp.commands_landscape import Landscape
 from unsharp.commands_memorize import Memorize
 from unsharp.commands_relearn import Relearn
+from unsharp.commands_sweep import Sweep
 from unsharp.commands_theory import Theory
 from unsharp.commands_tune import Tune
 from unsharp.data import DataConfig
@@ -357,6 +358,7 @@ COMMANDS: dict[str, type] = {
     "attack": Attack,
     "report": Report,
     "forget": ForgetCommand,
+    "sweep": Sweep,
     "theory": Theory,
     "list": List,
     "show": Show,
