@@ -14,6 +14,8 @@ from unsharp import config
 from unsharp.errors import UserError
 from unsharp.options import Count, Number, Text
 
+AGAIN = "call again: cells whose process died are tried in any case, the others with --retry-failed"
+
 
 @dataclass(kw_only=True)
 class Sweep:
@@ -94,7 +96,7 @@ class Sweep:
         answer |= {"summary": found.summary, "effects": found.effects, "failures": found.failures}
         answer["files"] = [str(file) for file in found.files]
         if found.n_failed:
-            print(f"{found.failures}\nmend the cause; --retry-failed tries failed cells again", file=sys.stderr)
+            print(f"{found.failures}\n{AGAIN}", file=sys.stderr)
             if self.json:
                 print(json.dumps(config.to_dict(answer), allow_nan=False))
             raise SystemExit(1)

@@ -53,6 +53,7 @@ rule = ["none", "sam"]
 alpha = 0.95
 lr = 0.02
 """
+KILLS = 20
 PATIENCE = 300.0
 """Seconds until the processes of a sweep have started, on a machine with other work to do."""
 STEADY = ("results.csv", "results.json", "results.parquet")
@@ -218,7 +219,7 @@ def test_what_fails_is_told_at_the_end_and_tried_again_on_request(undisturbed: P
     lines = failing.err.splitlines()
     assert "2 of 14 cells failed" in lines
     assert "failed: wild lr=1e+30, forget forget 1, pretraining none, seed 0: NonFiniteError" in failing.err
-    assert lines[-1] == "mend the cause; --retry-failed tries failed cells again"
+    assert lines[-1].endswith("the others with --retry-failed")
     found = {(row["variant"], row["seed"]): row for row in rows(out)}
     assert len(found) == 10
     for seed in "01":
@@ -261,6 +262,7 @@ def test_one_sweep_at_a_time(undisturbed: Path, tmp_path: Path) -> None:
     assert "another sweep is at work in" in answer.err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_networks_are_kept_on_request_and_features_measured(undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -309,7 +311,7 @@ def smaller(seeds: str) -> str:
 
 def test_killed_and_interrupted_it_goes_on_to_the_same_tables(undisturbed: Path, here: Path) -> None:
     write("grid.toml", TINY)
-    command, out = ("sweep", "grid.toml", "--out", "out", "--processes", 2), here / "out"
+    command, out = ("sweep", "grid.toml", "--out", "out", "--processes", 1), here / "out"
     process = Process(here, *command)
     wait_for(lambda: not process.running or len(cells(out)) >= 2, PATIENCE)
     process.signal(signal.SIGKILL)
@@ -405,12 +407,12 @@ def test_24_cells_killed_at_20_random_moments(backend: str, tmp_path: Path) -> N
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="g-", ignore_cleanup_errors=True) as place:
         start = time.monotonic()
         first = Sweep("local", tmp_path / "undisturbed", place)
-        assert first.process.wait(600) == 0, first.process.communicate()
+        assert first.process.wait(1800) == 0, first.process.communicate()
         seconds = time.monotonic() - start
         assert len(rows(tmp_path / "undisturbed")) == 24
         run = 0
         sweep = Sweep(backend, tmp_path / "0", place)
-        while sum(kills.values()) < 20:
+        while sum(kills.values()) < KILLS:
             time.sleep(float(draw.uniform(0, 0.25)) * seconds)
             out = tmp_path / str(run)
             worker = bool(draw.random() < 0.5) and bool(sweep.workers())
@@ -428,13 +430,13 @@ def test_24_cells_killed_at_20_random_moments(backend: str, tmp_path: Path) -> N
                 answer = json.loads(sweep.process.communicate()[0])
                 assert answer["failures"].count("died: ") == answer["failed"] > 0
             sweep = Sweep(backend, tmp_path / str(run), place)
-        out_text, error = sweep.process.communicate(timeout=600)
+        out_text, error = sweep.process.communicate(timeout=1800)
         if sweep.process.returncode != 0:  # a process that was killed last: its cell is tried again without being asked
             sweep = Sweep(backend, tmp_path / str(run), place)
-            out_text, error = sweep.process.communicate(timeout=600)
+            out_text, error = sweep.process.communicate(timeout=1800)
         assert sweep.process.returncode == 0, error
     assert json.loads(out_text)["cells"] == 24
     assert_same_tables(tmp_path / str(run), tmp_path / "undisturbed")
-    assert min(kills.values()) >= 3, kills
-    assert in_the_middle >= 5
+    assert min(kills.values()) >= KILLS // 6, kills
+    assert in_the_middle >= KILLS // 4
     print(f"{backend}: {seconds:.0f} s undisturbed, kills {kills}, {in_the_middle} of them in the middle")
