@@ -263,8 +263,8 @@ def option(field: str) -> str:
 def texts() -> dict[str, str]:
     """What stands under the fields of the classes of options, by `Class.field`."""
     found: dict[str, str] = {}
-    commands = {sys.modules[cls.__module__] for cls in cli.COMMANDS.values()}
-    for module in (cli, options, *sorted(commands - {cli}, key=lambda m: m.__name__)):
+    commands = dict.fromkeys(command.__module__ for command in cli.COMMANDS.values())
+    for module in (options, *(sys.modules[name] for name in commands)):
         classes = (node for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.ClassDef))
         for cls in classes:
             for field, text in itertools.pairwise(cls.body):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from unsharp.models import MODELS, ModelConfig, features
     from unsharp.phases import CrossEntropy, Objective, Phase
     from unsharp.sharpness import RULES, SAM, Rule
+    from unsharp.sweep.grid import run_grid
     from unsharp.training import TrainConfig, train
 
 _HOME = {
@@ -35,6 +36,7 @@ _HOME = {
     "models": ("MODELS", "ModelConfig", "features"),
     "phases": ("CrossEntropy", "Objective", "Phase"),
     "sharpness": ("RULES", "SAM", "Rule"),
+    "sweep.grid": ("run_grid",),
     "training": ("TrainConfig", "train"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -51,6 +53,7 @@ __all__ = [  # noqa: RUF022
     "MODELS", "ModelConfig", "features",
     "CrossEntropy", "Objective", "Phase",
     "RULES", "SAM", "Rule",
+    "run_grid",
     "TrainConfig", "train",
 ]  # fmt: skip
 

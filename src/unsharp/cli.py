@@ -27,6 +27,7 @@ from unsharp.commands_landscape import Landscape
 from unsharp.commands_memorize import Memorize
 from unsharp.commands_relearn import Relearn
 from unsharp.commands_robustness import RobustnessCommand
+from unsharp.commands_sweep import Sweep
 from unsharp.commands_theory import Theory
 from unsharp.commands_tune import Tune
 from unsharp.data import DataConfig
@@ -361,6 +362,7 @@ COMMANDS: dict[str, type] = {
     "robustness": RobustnessCommand,
     "report": Report,
     "forget": ForgetCommand,
+    "sweep": Sweep,
     "theory": Theory,
     "list": List,
     "show": Show,

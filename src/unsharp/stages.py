@@ -280,6 +280,30 @@ def evaluate_network(
     return judge(**judged, attacks=attacks, seed=seed, why_no_reference=why_not)
 
 
+def unlearn_and_judge(
+    subject: Subject,
+    forget: ForgetSet,
+    how: UnlearnConfig,
+    out: str | Path,
+    at: Setting,
+    *,
+    attacks: Sequence[str] | None = None,
+    features: bool = False,
+) -> tuple[Run, dict[str, Any]]:
+    """Make a network forget, and judge it beside the retrained one and the original, with the seed of the unlearning.
+
+    Returns:
+        The `unlearn` run in `out`, and what `about` says of it, with the metrics under "metrics".
+    """
+    run = unlearn_network(subject, forget, how, out, at)
+    record = config.from_dict(Record, run.json(RECORD_FILE))
+    model = load_subject(run.path, at.device, data_config=subject.origin.data).model
+    values = evaluate_network(
+        subject, forget, model, record, at, seed=how.seed, attacks=attacks, original=subject.model, features=features
+    )
+    return run, about(subject, forget, config.to_dict(how), record) | {"metrics": values}
+
+
 def evaluate_run(
     run: str | Path,
     out: str | Path | None,
@@ -417,22 +441,11 @@ def forget_samples(
         inner = dataclasses.replace(
             at, say=lambda line: None if line.startswith(("wrote", "found done")) else at.say(line)
         )
-        unlearned = unlearn_network(subject, forget, how, workspace.file("unlearn"), inner)
-        network = load_subject(unlearned.path, at.device, data_config=subject.origin.data).model
-        record = config.from_dict(Record, unlearned.json(RECORD_FILE))
-        values = evaluate_network(
-            subject,
-            forget,
-            network,
-            record,
-            inner,
-            seed=how.seed,
-            attacks=attacks,
-            original=subject.model,
-            features=True,
+        unlearned, facts = unlearn_and_judge(
+            subject, forget, how, workspace.file("unlearn"), inner, attacks=attacks, features=True
         )
+        values = facts.pop("metrics")
         at.progress.log(flat({"evaluation": values}))
-        facts = about(subject, forget, config.to_dict(how), record)
         if not show_samples:
             facts.pop("ids", None)
         workspace.write_json(METRICS_FILE, values)

@@ -119,6 +119,31 @@ def wait_for(condition: Any, seconds: float = 60.0) -> None:
         time.sleep(0.002)
 
 
+def alive(pid: int) -> bool:
+    """Whether a process runs, whoever started it; one that has ended but is not yet taken note of does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """The processes below a process, each with its command line."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    found: dict[int, str] = {}
+    below = [pid]
+    while below:
+        below = [child for child, parent in parents.items() if parent in below]
+        for child in below:
+            with contextlib.suppress(OSError):
+                found[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return found
+
+
 def tree(directory: Path) -> dict[str, str]:
     """Every path below, hidden ones too, with the content's sha256."""
     return {

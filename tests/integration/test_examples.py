@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,7 @@ def test_deletion_request(tmp_path: Path):
 
 @pytest.mark.slow
 def test_the_commands_of_the_page_run_in_order(tmp_path: Path):
+    shutil.copy(EXAMPLES / "grid.toml", tmp_path)
     text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     blocks = "\n".join(re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
     paths = os.pathsep.join(p for p in sys.path if p)

@@ -24,7 +24,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from integration.helpers import SOURCE, wait_for
+from integration.helpers import SOURCE, alive, wait_for
 from unsharp import config, runtime
 from unsharp.errors import UserError
 from unsharp.progress import Progress
@@ -138,13 +138,6 @@ def calls(log: Path) -> list[str]:
 
 def processes(log: Path) -> list[int]:
     return [int(line.split()[1]) for line in log.read_text().splitlines()] if log.exists() else []
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def contents(directory: Path) -> dict[str, bytes | None]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ import torch
 from unsharp import config, runtime
 from unsharp.errors import UserError
 from unsharp.progress import Progress
-from unsharp.sweep import Cell, SweepError, report, run_cell, run_cells
+from unsharp.sweep import Cell, SweepError, report, run_cell, run_cells, run_local
+from unsharp.sweep.local import carried
 
 HERE = Path(__file__)
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{HERE.parents[2] / 'src'}{os.pathsep}{HERE.parent}"}
@@ -290,6 +292,49 @@ def test_the_record_of_a_failure_goes_when_the_cell_is_done(tmp_path):
     (result,) = run_cells([first], tmp_path / "store", backend=in_this_process)
     assert (result.error, result.record) == (None, None)
     assert not failed.record.exists()
+
+
+def test_what_failed_of_itself_is_tried_again_on_request_and_what_was_killed_in_any_case(tmp_path):
+    cells = [cell(divide, x=0), cell(kill_itself, how=int(signal.SIGKILL)), cell(nothing)]
+    first = run_cells(cells, tmp_path, workers=1)
+    tried, told = [], []
+
+    def noted(todo, store, workers, threads):
+        tried.extend(todo)
+        return run_local(todo, store, 1)
+
+    kept, killed, done = run_cells(cells, tmp_path, backend=noted, retry_failed=False, told=told.append)
+    assert tried == [cells[1]]
+    assert (kept.error, kept.record) == (first[0].error, first[0].record)
+    assert (killed.error.kind, done.reused) == ("died", True)
+    assert [result.cell for result in told] == [cells[0], cells[2], cells[1]]  # what is found comes first
+    tried.clear()
+    run_cells(cells, tmp_path, backend=noted)
+    assert tried == cells[:2]
+
+
+def test_a_record_that_cannot_be_read_is_as_good_as_none(tmp_path):
+    (result,) = run_cells([cell(divide, x=0)], tmp_path, backend=in_this_process)
+    result.record.write_text("{}")
+    (again,) = run_cells([cell(divide, x=0)], tmp_path, backend=in_this_process, retry_failed=False)
+    assert again.error.kind == "failed"
+
+
+def test_a_cell_may_be_called_otherwise(tmp_path):
+    (result,) = run_cells([cell(divide, x=0)], tmp_path, backend=in_this_process)
+    assert replace(result, shown="the first").told == "the first: ZeroDivisionError: division by zero"
+
+
+def test_how_many_processes_this_machine_carries(monkeypatch):
+    monkeypatch.setattr(runtime, "processors", lambda: 7)
+    monkeypatch.setattr(runtime, "accelerators", lambda: 0)
+    assert [carried(threads) for threads in (1, 2, 7, 8)] == [7, 3, 1, 1]
+    monkeypatch.setattr(runtime, "accelerators", lambda: 4)
+    assert [carried(1, share) for share in (None, 1, 0.5, 0.3, 2, 3, 0)] == [4, 4, 8, 12, 2, 1, 7]
+    with pytest.raises(UserError, match="each cell is to get 5, but this machine has 4"):
+        carried(1, 5)
+    with pytest.raises(UserError, match="threads must be at least 1, got 0"):
+        carried(0)
 
 
 def test_a_failure_that_cannot_be_written_down_is_still_told(tmp_path, monkeypatch):

@@ -20,19 +20,10 @@ from unsharp.difficulty import ForgetConfig, ForgetSet, choose
 from unsharp.errors import UserError
 from unsharp.models import ModelConfig
 from unsharp.progress import SILENT, Progress
-from unsharp.reference import RECORD_FILE
-from unsharp.stages import (
-    METRICS_FILE,
-    Setting,
-    about,
-    evaluate_network,
-    find_reference,
-    train_network,
-    unlearn_network,
-)
+from unsharp.stages import METRICS_FILE, Setting, find_reference, train_network, unlearn_and_judge
 from unsharp.subject import Subject, load_subject
 from unsharp.sweep import Cell, SweepError, report, run_cells
-from unsharp.training import Record, TrainConfig
+from unsharp.training import TrainConfig
 from unsharp.unlearning import UnlearnConfig, configure
 
 HERE = "unsharp.recipes.comparison"
@@ -215,15 +206,10 @@ def unlearn_one(what: dict[str, Any], root: str, seed: int, task: str, point: di
     settled = config.from_dict(Point, point)
     how = settled.variant.unlearn_config(settled.settings, seed)
     at = _setting(root)
-    run = unlearn_network(subject, forget, how, unlearned_at(root, subject, forget, how), at)
-    record = config.from_dict(Record, run.json(RECORD_FILE))
-    model = load_subject(run.path, at.device, data_config=plan.data).model
-    metrics = evaluate_network(
-        subject, forget, model, record, at, seed=seed, attacks=plan.attacks, original=subject.model
-    )
-    facts = about(subject, forget, config.to_dict(how), record)
+    place = unlearned_at(root, subject, forget, how)
+    _, facts = unlearn_and_judge(subject, forget, how, place, at, attacks=plan.attacks)
     facts.pop("ids")
-    return facts | {"metrics": metrics, "task": task, "variant": settled.variant.name, "training_seed": seed}
+    return facts | {"task": task, "variant": settled.variant.name, "training_seed": seed}
 
 
 def unlearned_at(root: str | Path, subject: Subject, forget: ForgetSet, how: UnlearnConfig) -> Path:

@@ -79,6 +79,7 @@ def run_cells(
         keep_going: Run the others when a cell fails; else the first failure stops all and is raised.
         backend: Where cells run.
         retry_failed: Try cells again that failed in an earlier call; else they keep the failure that is written down.
+            Cells whose process died are tried again in any case.
         told: Given each distinct cell's result: first of those that are found, then of each that ends.
 
     Returns:

@@ -102,6 +102,7 @@ class Result:
         seconds: How long it took when it was done or tried last.
         reused: True if it was found done.
         record: Where a failed cell is written down whole, with its error; None where that could not be.
+        shown: What messages call the cell; "" for its function and arguments.
     """
 
     cell: Cell
@@ -111,11 +112,12 @@ class Result:
     seconds: float = 0.0
     reused: bool = False
     record: Path | None = None
+    shown: str = ""
 
     @property
     def told(self) -> str:
         """What failed and why, in a line; "" where nothing did."""
-        return "" if self.error is None else f"{self.cell}: {self.error.message}"
+        return "" if self.error is None else f"{self.shown or self.cell}: {self.error.message}"
 
 
 def finished(cell: Cell, store: Path) -> Result | None:
@@ -125,14 +127,15 @@ def finished(cell: Cell, store: Path) -> Result | None:
 
 
 def failed_before(cell: Cell, store: Path) -> Result | None:
-    """The failure of a cell that was tried before and is not done, or None."""
+    """The failure of a cell that is not done and ended by its own error when it was tried before, or None."""
     path = _record(cell, store)
     if not path.is_file():
         return None
     try:
-        return Result(cell, error=config.from_dict(Failure, config.read_json(path)["error"]), record=path)
+        error = config.from_dict(Failure, config.read_json(path)["error"])
     except (UserError, KeyError, TypeError):  # not as this version writes it: as good as none
         return None
+    return None if error.kind == "died" else Result(cell, error=error, record=path)
 
 
 def run_cell(cell: Cell, store: Path) -> Result:

@@ -39,12 +39,7 @@ def local_backend(*, accelerators: float | None = None) -> Backend:
     Raises:
         UserError: if `accelerators` is neither a share nor a whole number, or more than this machine has.
     """
-    if accelerators is not None and not (0 <= accelerators <= 1 or (accelerators > 1 and accelerators % 1 == 0)):
-        raise UserError(f"accelerators must be a share in [0, 1] or a whole number, got {accelerators}")
-    there = runtime.accelerators()
-    share = float(there > 0) if accelerators is None else accelerators
-    if share > there:
-        raise UserError(f"accelerators: each cell is to get {share:g}, but this machine has {there}; lower it")
+    share, there = _share(accelerators), runtime.accelerators()
     places = _places(share, there)
 
     def run(
@@ -56,10 +51,31 @@ def local_backend(*, accelerators: float | None = None) -> Backend:
                 f"workers must be at most {len(places)}, as many as have {share:g} of {there} accelerators, got "
                 f"{workers}; lower accelerators, or leave workers out"
             )
-        most = len(places) if share > 0 else max(1, runtime.processors() // threads)
-        return _run(deque(cells), store, min(len(cells), workers or most), threads, places)
+        return _run(deque(cells), store, min(len(cells), workers or carried(threads, accelerators)), threads, places)
 
     return run
+
+
+def carried(threads: int, accelerators: float | None = None) -> int:
+    """How many processes this machine carries, each with so many threads and such a share of the accelerators.
+
+    Raises:
+        UserError: as `local_backend`, or if `threads` is below 1.
+    """
+    _check(None, threads)
+    share = _share(accelerators)
+    return len(_places(share, runtime.accelerators())) if share > 0 else max(1, runtime.processors() // threads)
+
+
+def _share(accelerators: float | None) -> float:
+    """How much of an accelerator each process gets. Raises: UserError for none, or more than there is."""
+    if accelerators is not None and not (0 <= accelerators <= 1 or (accelerators > 1 and accelerators % 1 == 0)):
+        raise UserError(f"accelerators must be a share in [0, 1] or a whole number, got {accelerators}")
+    there = runtime.accelerators()
+    share = float(there > 0) if accelerators is None else accelerators
+    if share > there:
+        raise UserError(f"accelerators: each cell is to get {share:g}, but this machine has {there}; lower it")
+    return share
 
 
 def _places(share: float, there: int) -> list[dict[str, str]]:
@@ -90,7 +106,7 @@ def run_local(
         SweepError: if a process cannot start.
     """
     _check(workers, threads)
-    n_workers = min(len(cells), workers or max(1, runtime.processors() // threads))
+    n_workers = min(len(cells), workers or carried(threads, 0))
     return _run(deque(cells), store, n_workers, threads)
 
 
