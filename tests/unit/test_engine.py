@@ -74,6 +74,16 @@ def test_warmup_rises_to_the_full_rate() -> None:
     assert seen[6:] == pytest.approx([1.0] * 12)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_schedule_falls_from_the_full_rate_over_what_the_warmup_leaves(schedule: Any) -> None:
+    seen = rates(loop(nn.Linear(4, 2), warmup=1 / 3, schedule=schedule, optimizer=OptimizerConfig(lr=1.0)))
+    falls = {
+        "cosine": [(1 + math.cos(math.pi * k / 12)) / 2 for k in range(12)],
+        "linear": [1 - k / 12 for k in range(12)],
+    }
+    assert seen == pytest.approx([(k + 1) / 7 for k in range(6)] + falls[schedule])
+
+
 @pytest.mark.parametrize(("rule", "evaluations"), [("none", 1), ("sam", 2)])
 def test_passes_are_the_backward_passes(rule: str, evaluations: int) -> None:
     model, count = nn.Linear(4, 2), 0
