@@ -240,6 +240,12 @@ def test_where_there_is_nothing_to_bring_down_the_methods_default_is_kept(accura
     assert advice([(0.8, looks(retain_accuracy=[90, 0, 0], forget_accuracy=[95, 60, 20]))], target).alpha == 1
 
 
+def test_the_clock_of_sharp_minmax_is_warned_of() -> None:
+    seen = looks(retain_accuracy=HARMLESS, forget_accuracy=[100, 60, 20])
+    assert adviser.UNSTEADY in advice([(0.8, seen)], AIM, SharpMinMax()).reasons
+    assert adviser.UNSTEADY not in advice([(0.8, seen)], AIM).reasons
+
+
 def test_an_advice_is_plain_values() -> None:
     seen = looks(retain_accuracy=HARMLESS, forget_accuracy=[100, 60, 20])
     found = adviser.plain(dataclasses.replace(advice([(0.8, seen)], AIM), balance=math.nan))

@@ -59,6 +59,10 @@ FORGOTTEN = (
     "the method's default or what the tolerance asks for: the forget accuracy is above the target by no more than the "
     "target's own error and the tolerance, so there is nothing to bring down that these samples could show"
 )
+UNSTEADY = (
+    "warning: under Sharp MinMax the clock did not hold where it was measured, and what was suggested was as often worse "
+    "than the default as better; search with `unsharp tune`, or run the largest of the range first"
+)
 KEPT = ("retain", "unseen")
 """The sets on which the tolerance is kept."""
 
@@ -565,6 +569,7 @@ def _advice(
             *_reasons(probes, target, limits),
             f"suggested: α = {alpha:.4f}, {because}",
             *_doubts(low, high, balance, passes / run_passes),
+            *([UNSTEADY] if isinstance(bench.how.method, SharpMinMax) else []),
         ),
     )
 
