@@ -60,8 +60,8 @@ FORGOTTEN = (
     "target's own error and the tolerance, so there is nothing to bring down that these samples could show"
 )
 UNSTEADY = (
-    "warning: under Sharp MinMax the clock did not hold where it was measured, and what was suggested was as often "
-    "worse than the default as better; search with `unsharp tune`, or run the largest of the range first"
+    "warning: under Sharp MinMax the clock did not hold where it was measured, and two suggestions of five were far "
+    "worse than the default; search with `unsharp tune`, or run the largest of the range first"
 )
 KEPT = ("retain", "unseen")
 """The sets on which the tolerance is kept."""
