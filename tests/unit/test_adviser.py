@@ -180,7 +180,7 @@ def advice(probes: list[tuple[float, tuple[Look, ...]]], target: Target, method:
         total=100.0,
         run_steps=100,
     )
-    return adviser._advice(found, at, target, limits)  # type: ignore[arg-type]
+    return adviser._advice(found, at, target, limits, 5.0)  # type: ignore[arg-type]
 
 
 HARMLESS = [100.0, 100.0, 100.0]
@@ -230,11 +230,20 @@ def test_where_there_is_nothing_to_bring_down_the_methods_default_is_kept(accura
     assert found.alpha == NegGrad().alpha
     assert found.reached
     assert found.low <= found.alpha <= found.high
-    assert adviser.is_forgotten(95, target)
-    assert not adviser.is_forgotten(accuracy + 2.1, target)
+    assert adviser.is_forgotten(95, target, 5)
+    assert not adviser.is_forgotten(accuracy + 2.1, target, 5)
+    unsure = Target(accuracy=accuracy, kind="scores", error=12.0)
+    assert adviser.is_forgotten(accuracy + 4.9, unsure, 5)
+    assert not adviser.is_forgotten(accuracy + 5.1, unsure, 5)  # far above it, however unsure
     harmful = looks(retain_accuracy=[100, 0, 0], forget_accuracy=[95, 60, 20])
     assert advice([(0.8, harmful)], target).alpha == pytest.approx(0.99)  # the tolerance asks for just that
     assert advice([(0.8, looks(retain_accuracy=[90, 0, 0], forget_accuracy=[95, 60, 20]))], target).alpha == 1
+
+
+def test_the_clock_of_sharp_minmax_is_warned_of() -> None:
+    seen = looks(retain_accuracy=HARMLESS, forget_accuracy=[100, 60, 20])
+    assert adviser.UNSTEADY in advice([(0.8, seen)], AIM, SharpMinMax()).reasons
+    assert adviser.UNSTEADY not in advice([(0.8, seen)], AIM).reasons
 
 
 def test_an_advice_is_plain_values() -> None:
@@ -477,3 +486,9 @@ def test_the_verdict_follows_the_interval() -> None:
 
 def test_the_default_of_the_recipe_is_that_of_the_methods() -> None:
     assert NegGrad().alpha == SharpMinMax().alpha == recipe.DEFAULT
+
+
+def test_the_page_names_the_command_that_made_it() -> None:
+    given = recipe.Options(out="here", data_dir="there", scores="s.npz:x", seeds=2, tasks=("high", "low"))
+    words = "".join(recipe._given(given))
+    assert words == " --out DIR --data-dir DIR --scores FILE:KEY --seeds 2 --tasks high low"

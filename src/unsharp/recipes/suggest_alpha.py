@@ -12,8 +12,8 @@ the sweep for each seed, and the best constant in hindsight, which nobody knows 
 
 The two predictions of which a suggestion is made are held against the sweep too: the α at which a whole run comes down
 to the target, and the smallest at which it loses no more than the tolerance on retained and on test samples. That the
-range begins at the target alone, and that the default is kept where there is nothing to bring down, was settled on seed
-100 of the digits, which is not shown. A killed run goes on where it was.
+range begins at the target alone, and that the default is kept where there is nothing to bring down, and when that is
+so, was settled on seeds 100 to 102 of the digits. A killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ def predicted(row: Mapping[str, Any]) -> dict[str, float | None]:
 def by_sweep(row: Mapping[str, Any]) -> float:
     """What the adviser would have suggested, had it known what the sweep knows."""
     found, target = measured(row), config.from_dict(Target, row["advice"]["target"])
-    forgotten = adviser.is_forgotten(row["original"]["forget_accuracy"], target)
+    forgotten = adviser.is_forgotten(row["original"]["forget_accuracy"], target, adviser.TOLERANCE)
     smallest = row["advice"]["probes"][-1]["alpha"]
     return adviser.chosen_alpha(found["least"], DEFAULT if forgotten else found["target"], smallest)
 
@@ -247,7 +247,8 @@ def with_target(row: Mapping[str, Any], accuracy: float) -> float:
     """What the same probes would have suggested, had this forget accuracy been given as the target."""
     probe, total = row["advice"]["probes"][-1], row["advice"]["total"]
     looks = [adviser.Look(step=look["step"], ascent=look["ascent"], values=look) for look in probe["looks"]]
-    if adviser.is_forgotten(looks[0].values["forget_accuracy"], Target(accuracy=accuracy, kind="given")):
+    given = Target(accuracy=accuracy, kind="given")
+    if adviser.is_forgotten(looks[0].values["forget_accuracy"], given, adviser.TOLERANCE):
         return adviser.chosen_alpha(probe["least"], DEFAULT, probe["alpha"])
     return adviser.chosen_alpha(probe["least"], adviser.reaching_alpha(looks, accuracy, total), probe["alpha"])
 
@@ -319,7 +320,8 @@ def _given(options: Options) -> Iterator[str]:
     for each in dataclasses.fields(options):
         value = getattr(options, each.name)
         if each.default is dataclasses.MISSING or value != each.default:
-            yield f" --{each.name.replace('_', '-')} {words.get(each.name, value)}"
+            shown = words.get(each.name) or (" ".join(value) if isinstance(value, tuple) else value)
+            yield f" --{each.name.replace('_', '-')} {shown}"
 
 
 def _groups(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:

@@ -56,8 +56,12 @@ MOST = 500
 TOLERANCE = 5.0
 """Points of accuracy on retained and on unseen samples that may be lost, where the user says nothing."""
 FORGOTTEN = (
-    "the method's default or what the tolerance asks for: the forget accuracy is no higher above the target than the "
-    "target's own error, so there is nothing to bring down that these samples could show"
+    "the method's default or what the tolerance asks for: the forget accuracy is above the target by no more than the "
+    "target's own error and the tolerance, so there is nothing to bring down that these samples could show"
+)
+UNSTEADY = (
+    "warning: under Sharp MinMax the clock did not hold where it was measured, and two suggestions of five were far "
+    "worse than the default; search with `unsharp tune`, or run the largest of the range first"
 )
 KEPT = ("retain", "unseen")
 """The sets on which the tolerance is kept."""
@@ -181,7 +185,7 @@ def advise(
         found = tuple(bench.probe(alpha, n, start, limits, target.accuracy, progress) for alpha, n in plans)
     finally:
         progress.finish()
-    return _advice(found, bench, target, limits)
+    return _advice(found, bench, target, limits, tolerance)
 
 
 def check(
@@ -517,20 +521,25 @@ def chosen_alpha(least: float | None, target: float | None, smallest: float) -> 
     return max(smallest, least if least is not None else 0.0, target if target is not None else 0.0)
 
 
-def is_forgotten(accuracy: float, target: Target) -> bool:
-    """Whether a forget accuracy lies no higher above the target than two of its standard errors: nothing to bring down.
+def is_forgotten(accuracy: float, target: Target, tolerance: float) -> bool:
+    """Whether a forget accuracy is so near the target that there is nothing to bring down.
+
+    It lies no higher above it than two of its standard errors, nor than the points that may be lost elsewhere.
 
     Args:
         accuracy: Of the trained network on the forget set, 0–100.
         target: What is aimed at.
+        tolerance: Points of accuracy that may be lost.
     """
-    return accuracy <= target.accuracy + 2 * (target.error or 0.0)
+    return accuracy <= target.accuracy + min(2 * (target.error or 0.0), tolerance)
 
 
-def _advice(probes: tuple[Probe, ...], bench: _Bench, target: Target, limits: Mapping[str, float]) -> Advice:
+def _advice(
+    probes: tuple[Probe, ...], bench: _Bench, target: Target, limits: Mapping[str, float], tolerance: float
+) -> Advice:
     speaks, error = probes[-1], target.error or 0.0
     smallest = speaks.alpha
-    forgotten = is_forgotten(speaks.looks[0].values["forget_accuracy"], target)
+    forgotten = is_forgotten(speaks.looks[0].values["forget_accuracy"], target, tolerance)
     usual = type(bench.how.method)().alpha if forgotten else None  # pyright: ignore[reportAttributeAccessIssue]
     alpha = chosen_alpha(speaks.least, speaks.target if usual is None else usual, smallest)
     levels = (target.accuracy - error, target.accuracy, target.accuracy + error)
@@ -560,6 +569,7 @@ def _advice(probes: tuple[Probe, ...], bench: _Bench, target: Target, limits: Ma
             *_reasons(probes, target, limits),
             f"suggested: α = {alpha:.4f}, {because}",
             *_doubts(low, high, balance, passes / run_passes),
+            *([UNSTEADY] if isinstance(bench.how.method, SharpMinMax) else []),
         ),
     )
 
