@@ -427,7 +427,9 @@ def test_24_cells_killed_at_20_random_moments(backend: str, tmp_path: Path) -> N
                 assert_same_tables(out, tmp_path / "undisturbed")
                 run += 1
             else:  # a killed process of its own was its last news
-                answer = json.loads(sweep.process.communicate()[0])
+                out_text, error = sweep.process.communicate()
+                assert out_text, error
+                answer = json.loads(out_text)
                 assert answer["failures"].count("died: ") == answer["failed"] > 0
             sweep = Sweep(backend, tmp_path / str(run), place)
         out_text, error = sweep.process.communicate(timeout=1800)
