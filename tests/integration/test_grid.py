@@ -392,7 +392,7 @@ class Sweep:
         os.kill(victims[-1], signal.SIGKILL)
         if not worker:
             self.process.communicate()
-            wait_for(lambda: not any(alive(pid) for pid in below), 60)  # nobody is left at work
+            wait_for(lambda: not any(alive(pid) for pid in below), PATIENCE)  # nobody is left at work
         return True
 
 
