@@ -95,7 +95,7 @@ class Sweep:
         answer = {"out": str(found.out), "cells": len(found.rows), "failed": found.n_failed}
         answer |= {"summary": found.summary, "effects": found.effects, "failures": found.failures}
         answer["files"] = [str(file) for file in found.files]
-        if found.n_failed:
+        if found.failures:
             print(f"{found.failures}\n{AGAIN}", file=sys.stderr)
             if self.json:
                 print(json.dumps(config.to_dict(answer), allow_nan=False))

@@ -378,7 +378,7 @@ class Sweep:
         self.process = subprocess.Popen(
             [*command, "--backend", backend], env=os.environ | variables, stdout=-1, stderr=-1, text=True
         )
-        self.marks = "ray::" if backend == "ray" else "spawn_main"
+        self.marks = "ray::Worker" if backend == "ray" else "spawn_main"
 
     def workers(self) -> list[int]:
         return [pid for pid, line in descendants(self.process.pid).items() if self.marks in line]
@@ -388,11 +388,11 @@ class Sweep:
         victims = self.workers() if worker else [self.process.pid]
         if self.process.poll() is not None or not victims:
             return False
-        below = descendants(self.process.pid)
+        team = self.workers()
         os.kill(victims[-1], signal.SIGKILL)
         if not worker:
             self.process.communicate()
-            wait_for(lambda: not any(alive(pid) for pid in below), 60)  # nobody is left at work
+            wait_for(lambda: not any(alive(pid) for pid in team), PATIENCE)  # nobody is left at work
         return True
 
 
@@ -427,7 +427,9 @@ def test_24_cells_killed_at_20_random_moments(backend: str, tmp_path: Path) -> N
                 assert_same_tables(out, tmp_path / "undisturbed")
                 run += 1
             else:  # a killed process of its own was its last news
-                answer = json.loads(sweep.process.communicate()[0])
+                out_text, error = sweep.process.communicate()
+                assert out_text, error
+                answer = json.loads(out_text)
                 assert answer["failures"].count("died: ") == answer["failed"] > 0
             sweep = Sweep(backend, tmp_path / str(run), place)
         out_text, error = sweep.process.communicate(timeout=1800)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from unsharp import config, runtime
 from unsharp.errors import UserError
 from unsharp.progress import Progress
-from unsharp.sweep import Cell, SweepError, report, run_cell, run_cells, run_local
+from unsharp.sweep import Cell, SweepError, local, report, run_cell, run_cells, run_local
 from unsharp.sweep.local import carried
 
 HERE = Path(__file__)
@@ -427,6 +428,23 @@ def test_an_interrupt_stops_promptly_and_keeps_what_is_finished(half_done):
     assert error.count("Traceback") == 1  # the sweep's own: its processes say nothing
     assert "KeyboardInterrupt" in error
     assert len(done(store)) == 3
+
+
+@pytest.mark.parametrize(("deaths", "succeeds"), [(2, True), (3, False)])
+def test_a_process_that_is_killed_at_its_start_is_replaced_but_not_for_ever(tmp_path, deaths, succeeds):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal\n"
+        f"with open({str(tmp_path / 'starts')!r}, 'a+') as file:\n"
+        "    file.write('x')\n    file.seek(0)\n    n = len(file.read())\n"
+        f"if n <= {deaths}:\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    running = local._run(deque([cell(nothing)]), tmp_path / "store", 1, 1, [{"PYTHONPATH": paths}])
+    if succeeds:
+        assert [result.error for result in running] == [None]
+    else:
+        with pytest.raises(SweepError, match=r"3 processes in a row .* a cell; the last was killed by"):
+            list(running)
 
 
 def test_a_script_without_a_guard_is_told_so(tmp_path):

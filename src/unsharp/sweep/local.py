@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 5.0
+STARTS = 3
+"""Processes in a row that may be killed before they take a cell."""
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -121,6 +123,7 @@ def _run(
 ) -> Generator[Result, None, None]:
     """Args: places: Variables of the processes, in turn; a process that is replaced leaves its own to the next."""
     team: list[_Worker] = []
+    false_starts = 0
     try:
         while len(team) < n_workers:
             team.append(_Worker(store, threads, places[len(team) % len(places)]))
@@ -128,6 +131,11 @@ def _run(
             connection.wait([worker.pipe for worker in team], POLL_SECONDS)
             for worker in [worker for worker in team if worker.has_news()]:
                 result = worker.hear()
+                false_starts = false_starts + 1 if worker.false_start else 0
+                if false_starts == STARTS:
+                    raise SweepError(
+                        f"{STARTS} processes in a row ended before they took a cell; the last {worker.end}"
+                    )
                 if pending and worker.alive:
                     worker.give(pending.popleft())
                 else:
@@ -153,7 +161,7 @@ class _Worker:
         # Not a daemon: a cell may have processes of its own, such as those that load data.
         self.process = SPAWN.Process(target=_serve, args=(end, store, threads), name="unsharp cell")
         self.cell: Cell | None = None
-        self.alive = True
+        self.alive, self.false_start, self.end = True, False, ""
         try:
             with _birth({"OMP_NUM_THREADS": str(threads), **place}):
                 self.process.start()
@@ -172,7 +180,11 @@ class _Worker:
             self.pipe.send(cell)
 
     def hear(self) -> Result | None:
-        """The result of its cell, or None if it has just started. Raises: SweepError if it could not start."""
+        """The result of its cell, or None if it has just started or was killed at it.
+
+        Raises:
+            SweepError: if it could not start, and another one could not either.
+        """
         cell, self.cell = self.cell, None
         try:
             if self.pipe.poll():
@@ -181,12 +193,16 @@ class _Worker:
             pass
         self.alive = False
         self.process.join()
+        self.end = self._end()
+        if cell is None and (self.process.exitcode or 0) < 0:
+            self.false_start = True
+            return None
         if cell is None:
             raise SweepError(
-                f"a process of the sweep {self._end()} before it took a cell; a script must start its sweep under "
+                f"a process of the sweep {self.end} before it took a cell; a script must start its sweep under "
                 "`if __name__ == '__main__':`, other reasons stand in the output above"
             )
-        return Result(cell, error=Failure("died", f"its process {self._end()}"))
+        return Result(cell, error=Failure("died", f"its process {self.end}"))
 
     def dismiss(self) -> None:
         """Let an idle process go, and wait until it is gone."""

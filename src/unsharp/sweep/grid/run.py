@@ -22,8 +22,8 @@ from unsharp.sweep.grid.plan import KINDS, Plan, counted, kind_of
 from unsharp.sweep.local import carried
 
 CELLS, LOCK_FILE, REPORT_FILE = "cells", ".lock", "report.html"
-ORPHAN_SECONDS = 30.0
-"""How long processes of a sweep that was killed may take to end."""
+ORPHAN_SECONDS = 120.0
+"""How long processes of a sweep that was killed may take to end: those of a Ray on a busy machine over a minute."""
 
 
 @dataclass(frozen=True, kw_only=True)
