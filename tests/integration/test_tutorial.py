@@ -31,6 +31,12 @@ def test_loops_are_unrolled():
     assert commands(block) == [["a", "$b"], ["c", "-0"], ["d"], ["c", "-1"], ["d"], ["e"]]
 
 
+def test_every_file_is_named_in_the_text_before_it():
+    text = PAGE.read_text(encoding="utf-8")
+    for fence in FENCE.finditer(text):
+        assert not fence[2] or f"`{fence[2]}`" in text[: fence.start()]
+
+
 @pytest.fixture
 def own_modules(here: Path, monkeypatch: pytest.MonkeyPatch):
     """Modules of the working directory can be imported, and are forgotten afterwards."""
