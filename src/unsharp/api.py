@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Unlearned(NamedTuple):
     """What `unlearn` returns.
 
-    Args:
+    Attributes:
         model: The network that has forgotten: a new one, in evaluation mode.
         record: Cost, curves, and what the result is named by.
     """
@@ -89,7 +89,7 @@ def unlearn(
         UserError: for a mistake in the arguments, before any work.
         NonFiniteError: if a step is not finite.
 
-    Example:
+    Examples:
         >>> forgotten, record = unsharp.unlearn(model, train_set, [3, 14, 15], method="neggrad", rule="sam", rho=0.1)
     """
     how = unlearning.configure(method, rule=rule, optimizer=optimizer, published=published, **settings)
@@ -229,7 +229,7 @@ def memorize(
     Raises:
         UserError: for a mistake in the arguments, before any work.
 
-    Example:
+    Examples:
         >>> found = unsharp.memorize(make_model, train_set, unsharp.TrainConfig(epochs=20), models=100, store="pools")
         >>> hardest = np.argsort(-found.estimate.memorization)[:50]
     """
@@ -292,7 +292,7 @@ def relearn(
     Raises:
         UserError: for a mistake in the arguments, before any work.
 
-    Example:
+    Examples:
         >>> found = unsharp.relearn(forgotten, train_set, [3, 14, 15], reference=retrained, n=1, seeds=3)
         >>> found["forget"]["recovery"]["unlearned"]["excess"]["mean"]
     """

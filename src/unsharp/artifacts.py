@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -270,6 +271,7 @@ def _same_run(path: Path, stage: str, settings: Any, force: bool) -> Run | None:
     if run.stage == stage and run.config == settings:
         return Run(run.path, run.stage, run.config, run.provenance, reused=True)
     changed = config.differences({"stage": run.stage, **run.config}, {"stage": stage, **settings})
+    changed = [textwrap.shorten(change, 100, placeholder=" …") for change in changed]
     raise UserError(f"{path} holds another run ({listed(changed, 3)}); choose another --out, or --force to replace it")
 
 

@@ -80,13 +80,15 @@ def saliency_mask(
     """The weights that carry the forget set: a fraction of all trainable entries, chosen by their saliency.
 
     Args:
-        model, samples, batch_size: As for `saliency`.
+        model: As for `saliency`.
+        samples: As for `saliency`.
         forget_indices: Positions of the forget set in `samples`.
         fraction: Share of the entries that are 1, in (0, 1].
         select: "largest" saliency; "smallest", as the published code of Sharp MinMax has it (its argsort lacks a minus
             sign); or "random", drawn with `seed`.
         per_layer: Take the fraction of each tensor rather than of all together.
         seed: Seed of the random choice, at least 0.
+        batch_size: As for `saliency`.
 
     Returns:
         Bool tensors by parameter name, for every trainable parameter; see `select_entries` for the exact count.

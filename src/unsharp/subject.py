@@ -94,6 +94,7 @@ def load_subject(
     model: ModelConfig | None = None,
     data_config: DataConfig | None = None,
     train: TrainConfig | None = None,
+    like: Origin | None = None,
 ) -> Subject:
     """Read a checkpoint of this library, or a foreign one with what its header does not say.
 
@@ -103,13 +104,14 @@ def load_subject(
         model: The architecture; needed for a foreign checkpoint.
         data_config: The training data; needed for a foreign checkpoint, otherwise in place of what it names.
         train: How it was trained, where the checkpoint does not know.
+        like: How a network of the same making came to be, for a foreign checkpoint.
 
     Raises:
         UserError: if the checkpoint is missing, damaged or unsafe, does not fit, or too little is known of it.
     """
     weights, metadata = checkpoints.load_weights(checkpoint)
     known = metadata.get("origin")
-    origin = config.from_dict(Origin, known, "checkpoint") if known else None
+    origin = config.from_dict(Origin, known, "checkpoint") if known else like
     if origin is None and (model is None or data_config is None):
         lacking = "--arch" if model is None else "--data"
         raise UserError(f"checkpoint {checkpoint} does not say how it was made; name it with {lacking}")
@@ -130,10 +132,23 @@ def load_subject(
         )
     network = origin.build()
     checkpoints.load_into(network, weights, f"checkpoint {checkpoint}")
+    _check_inputs(network, origin)
     path = Path(checkpoint)
     file = path / MODEL_FILE if path.is_dir() else path
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     return Subject(network.to(device).eval(), splits, origin, digest, path)
+
+
+def _check_inputs(network: nn.Module, origin: Origin) -> None:
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            network.eval()(torch.zeros(1, *origin.input_shape))
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"the network {origin.model.arch} does not take inputs of shape {origin.input_shape} ({reason}); "
+            "give the --size at which it was trained, or data with as many channels"
+        ) from None
 
 
 def accuracies(found: Outputs) -> dict[str, float | None]:

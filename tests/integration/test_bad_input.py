@@ -349,6 +349,26 @@ def assert_refused(answer: Answer, *expected: str, begun: bool = False) -> None:
         assert text in lines[0]
 
 
+def test_a_network_that_does_not_take_the_inputs(here: Path) -> None:
+    (here / "of_one_size.py").write_text(
+        "from torch import nn\n\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    torch.save(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).state_dict(), here / "weights.pt")
+    command = "forget --model weights.pt --arch of_one_size:build --data digits --size 16 --random 30 --out out"
+    answer = call(*command.split())
+    assert answer.code == 2
+    assert all(word in answer.err for word in ("of_one_size:build", "(1, 16, 16)", "--size"))
+    assert answer.err.count("\n") == 1
+
+
+def test_ids_of_files_where_ids_are_positions(here: Path) -> None:
+    (here / "delete.csv").write_text("path\n3/0007.png\n")
+    answer = call("split", "--data", "digits", "--ids", "delete.csv", "--out", "out")
+    assert answer.code == 2
+    assert "'3/0007.png'" in answer.err
+    assert "--id-column" in answer.err
+
+
 @pytest.mark.parametrize("name", ["trap.pt", "raw.pt", "raw.pth", "raw.bin", "trap.safetensors"])
 def test_code_in_a_checkpoint_does_not_run(name: str, files: Path, here: Path) -> None:
     answer = call("unlearn", "--model", files / name, *FOREIGN.split())

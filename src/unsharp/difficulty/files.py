@@ -46,7 +46,10 @@ def as_ids(values: Iterable[object], like: np.ndarray, source: str) -> np.ndarra
     texts = [str(v).strip() for v in values]
     bad = [repr(t) for t in texts if not re.fullmatch(r"[+-]?[0-9]{1,18}", t)]
     if bad:
-        raise UserError(f"{source}: the data set's ids are integers, but these are not: {listed(bad)}")
+        raise UserError(
+            f"{source}: the data set's ids are integers, but these are not: {listed(bad)}; where the samples have ids "
+            "of their own, say which (--id-column, or ids= of from_torch_dataset)"
+        )
     return np.array([int(t) for t in texts], dtype=np.int64)
 
 

@@ -67,6 +67,7 @@ class Metric:
 
 
 METRICS: Registry[Metric] = Registry("metric", "unsharp.evaluation")
+"""Every registered metric, by name."""
 
 
 def has_features(evidence: Evidence) -> bool:

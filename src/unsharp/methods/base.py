@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from unsharp.training import Record
 
 METHODS: Registry[type[Method]] = Registry("method", "unsharp.methods")
+"""Every registered method, by name."""
 
 
 class RunPart(Protocol):

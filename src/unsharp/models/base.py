@@ -14,6 +14,7 @@ from unsharp.registry import Registry
 Stem = Literal["auto", "small", "large"]
 Option = bool | int | float | str
 MODELS: Registry[Callable[..., nn.Module]] = Registry("model", "unsharp.models")
+"""Every registered model, by name."""
 
 SMALL_IMAGE = 64
 

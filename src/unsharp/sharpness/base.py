@@ -13,6 +13,7 @@ from unsharp.registry import Registry
 from unsharp.sharpness.point import Gradients, Point
 
 RULES: Registry[type[Rule]] = Registry("rule", "unsharp.sharpness")
+"""Every registered rule, by name."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

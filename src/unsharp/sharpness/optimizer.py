@@ -38,7 +38,7 @@ class SAM(Optimizer):
             device's own flag every so many steps; from a broken step on nothing moves until the error is raised.
         **base_kwargs: Arguments of the base optimiser (`lr`, `momentum`, `weight_decay`, ...).
 
-    Example:
+    Examples:
         >>> optimizer = unsharp.SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9)
         >>> def closure():
         ...     optimizer.zero_grad()
