@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import unsharp
-from unsharp import cli, commands_memorize, commands_theory, commands_tune, options
+from unsharp import cli, commands_audit, commands_memorize, commands_theory, commands_tune, options
 from unsharp.data import SOURCES, ImageSamples
 from unsharp.difficulty.proxies import PROXIES
 from unsharp.evaluation import METRICS
@@ -253,7 +253,7 @@ def option(field: str) -> str:
 def texts() -> dict[str, str]:
     """What stands under the fields of the classes of options, by `Class.field`."""
     found: dict[str, str] = {}
-    for module in (cli, commands_memorize, commands_theory, commands_tune, options):
+    for module in (cli, commands_audit, commands_memorize, commands_theory, commands_tune, options):
         classes = (node for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.ClassDef))
         for cls in classes:
             for field, text in itertools.pairwise(cls.body):

@@ -23,6 +23,7 @@ import unsharp
 from unsharp import config, runtime
 from unsharp.commands_alpha import SuggestAlpha
 from unsharp.commands_attack import Attack
+from unsharp.commands_audit import Purge, Verify
 from unsharp.commands_landscape import Landscape
 from unsharp.commands_memorize import Memorize
 from unsharp.commands_relearn import Relearn
@@ -249,7 +250,7 @@ class Report(Common):
 
 @dataclass(kw_only=True)
 class ForgetCommand(Common, Data, Network, Forget, Method):  # pyright: ignore[reportGeneralTypeIssues]
-    """Answer a deletion request in one go: new checkpoint, metrics.json, report.html."""
+    """Answer a deletion request in one go: new checkpoint, metrics, report, audit."""
 
     model: str
     """Checkpoint: a file, or the directory of a run. It is read only."""
@@ -260,22 +261,42 @@ class ForgetCommand(Common, Data, Network, Forget, Method):  # pyright: ignore[r
     attacks: Words = None
     """Membership attacks (`unsharp list metrics`); all by default."""
     show_samples: bool = False
-    """Name the forgotten samples in the report."""
+    """Name the forgotten samples in report and audit."""
+    bounds: Text = None
+    """JSON or TOML file of the tests of the audit and their pass bounds; the defaults of docs/audit.md, if left out."""
     config: Text = None
     """JSON file of method, rule and loop, such as the `unlearn.json` of a `tune` run; --seed may stand beside it."""
 
     def run(self) -> Answer:
         from unsharp import stages
+        from unsharp.commands_audit import audit_config, verdict_of
 
         how = self.unlearn_config(self.config)
+        audit = audit_config(self)
         with _setting(self) as at:
             subject = _subject(self, self.model, at, self.train_config)
             forget = _forget_set(self, subject)
             run = stages.forget_samples(
-                subject, forget, how, self.out, at, attacks=self.attacks, show_samples=self.show_samples
+                subject,
+                forget,
+                how,
+                self.out,
+                at,
+                attacks=self.attacks,
+                show_samples=self.show_samples,
+                audit=audit,
             )
         _show_evaluation(self, run)
-        return run.json(stages.METRICS_FILE) | _run_answer(run) | {"report": str(run.file(stages.REPORT_FILE))}
+        if not self.json:
+            print(verdict_of(run))
+        return (
+            run.json(stages.METRICS_FILE)
+            | _run_answer(run)
+            | {
+                "report": str(run.file(stages.REPORT_FILE)),
+                "audit": run.json("audit.json")["verdict"],
+            }
+        )
 
 
 @dataclass(kw_only=True)
@@ -357,6 +378,8 @@ COMMANDS: dict[str, type] = {
     "attack": Attack,
     "report": Report,
     "forget": ForgetCommand,
+    "verify": Verify,
+    "purge": Purge,
     "theory": Theory,
     "list": List,
     "show": Show,
@@ -390,7 +413,7 @@ def _guarded(arguments: list[str]) -> int:
         answer = command.run()
         if command.json:
             print(json.dumps(config.to_dict(answer), allow_nan=False))
-        return 0
+        return int(answer.get("as_written") is False)
     except UserError as error:
         _complain(str(error))
         return 2
@@ -520,16 +543,21 @@ def _subject(options: Any, checkpoint: str, at: Any, train_config: str | None = 
 
 
 def _forget_set(options: Forget, subject: Any) -> Any:
+    from unsharp.audit.keyed import open_key
+    from unsharp.audit.record import forgotten_before
     from unsharp.difficulty import choose
     from unsharp.stages import read_split
 
-    samples = subject.splits.train
+    samples, id_column = subject.splits.train, subject.origin.data.id_column
+    key = None if options.key is None else open_key(options.key)
+    before = forgotten_before(subject, options.forgotten, key, id_column=id_column)
     if options.split is None:
-        return choose(options.forget_config(), samples, id_column=subject.origin.data.id_column)
+        return choose(options.forget_config(), samples, id_column=id_column, before=before)
     given = (options.ids, options.random, options.forget_classes, options.scores)
     if any(v is not None for v in given):
         raise UserError("--split already says what to forget; leave --ids, --random, --forget-classes and --scores out")
-    return read_split(options.split, samples)
+    chosen = read_split(options.split, samples)
+    return chosen if chosen.before is not None else chosen.after(before)
 
 
 def _run_answer(run: Any) -> Answer:
