@@ -162,7 +162,11 @@ def about(kind: str, name: str) -> str:
     cls: Any = {"method": METHODS, "rule": RULES}[kind][name]
     own = inspect.get_annotations(cls)  # what the class is about stands first, what it shares with others after it
     fields = sorted(dataclasses.fields(cls), key=lambda f: f.name not in own)
-    rows = [[f"`{f.name}`", f"`--{option(f.name)}`", f"`{f.default!r}`", described(cls, f.name)] for f in fields]
+    called = {parameter: name for name, parameter in options.METHOD_NAMES.items()}
+    rows = [
+        [f"`{f.name}`", f"`--{option(called.get(f.name, f.name))}`", f"`{f.default!r}`", described(cls, f.name)]
+        for f in fields
+    ]
     parts = [f"    {part.strip()}" for part in cls.formula.split(";  ")]
     text = ["\n".join(parts), f"Source: {cls.source}."]
     text.append(table(["parameter", "option", "default", "meaning"], rows) if rows else "It has no parameters.")

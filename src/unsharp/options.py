@@ -112,7 +112,9 @@ DataFields = _group("DataFields", "The data.", {"data": DataConfig}, {v: k for k
 TrainFields = _group("TrainFields", "The training.", {"train": TrainConfig}, OWN_OPTION | dict.fromkeys(PAIRS, ""))
 UnlearnFields = _group("UnlearnFields", "The loop.", {"unlearn": UnlearnConfig}, OWN_OPTION)
 OptimizerFields = _group("OptimizerFields", "The optimiser.", {"optimizer": OptimizerConfig}, OWN_OPTION)
-MethodFields = _group("MethodFields", "Parameters of the methods.", METHODS)
+METHOD_NAMES = {"forget_level": "level"}
+"""Options of parameters of methods whose own name means something else on the command line."""
+MethodFields = _group("MethodFields", "Parameters of the methods.", METHODS, {v: k for k, v in METHOD_NAMES.items()})
 ProxyFields = _group("ProxyFields", "Parameters of the proxies.", PROXIES)
 RuleFields = _group("RuleFields", "Parameters of the rules.", RULES)
 AroundFields = _group("AroundFields", "What is measured around a network.", {"landscape": Surroundings})
@@ -289,7 +291,7 @@ class Method(MethodFields, Rule, OptimizerFields, UnlearnFields):  # pyright: ig
     def unlearn_settings(self) -> dict[str, Any]:
         """The settings that were given, by name, without method, rule and seed; those of --published with them."""
         groups = (MethodFields, RuleFields, OptimizerFields, UnlearnFields)
-        given = {name: value for group in groups for name, value in _given(self, group).items()}
+        given = {METHOD_NAMES.get(n, n): value for group in groups for n, value in _given(self, group).items()}
         if not self.published:
             return given
         method = self.method or METHOD
