@@ -225,9 +225,11 @@ class Report(Common):
     """Write one offline HTML page about evaluated runs."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """Directories of `evaluate` or `forget` runs; several seeds of one method are averaged."""
+    """Directories of `evaluate` or `forget` runs, seeds of one method averaged; or one that holds runs, for all."""
     out: str = "report.html"
     """The HTML file."""
+    table: Words = None
+    """Files to write the table to besides, with intervals: .csv, .parquet, .tex, .md or .json by their ending."""
     title: str = "Unlearning report"
     """Heading of the page."""
     show_samples: bool = False
@@ -237,15 +239,24 @@ class Report(Common):
 
     def run(self) -> Answer:
         from unsharp import stages
+        from unsharp.commands_index import holds_runs, report_all
         from unsharp.report import write_report
+        from unsharp.report.export import check_table_file, write_table
+        from unsharp.report.tables import summarise
 
         if not self.runs:
             raise UserError("report needs at least one evaluated run; give directories that `unsharp evaluate` wrote")
+        if len(self.runs) == 1 and holds_runs(self.runs[0]):
+            return report_all(self.runs[0], self.out, title=self.title, tables=self.table or (), show=not self.json)
+        for file in self.table or ():
+            check_table_file(file)
         facts = [stages.read_evaluation(path) for path in self.runs]
         write_report(self.out, facts, title=self.title, show_samples=self.show_samples)
+        for file in self.table or ():
+            write_table(file, summarise(facts))
         _show_facts(self, facts)
         _open(Path(self.out), not self.open)
-        return {"report": self.out, "runs": len(facts)}
+        return {"report": self.out, "runs": len(facts), "tables": list(self.table or ())}
 
 
 @dataclass(kw_only=True)
@@ -301,16 +312,21 @@ class ForgetCommand(Common, Data, Network, Forget, Method):  # pyright: ignore[r
 
 @dataclass(kw_only=True)
 class List:
-    """List what is registered: methods, rules, metrics, data, models, proxies."""
+    """List what is registered (methods, rules, metrics, data, models, proxies), or the runs below a directory."""
 
     what: tyro.conf.Positional[str] = "methods"
-    """methods, rules, metrics, data, models or proxies."""
+    """methods, rules, metrics, data, models, proxies or runs."""
+    where: tyro.conf.Positional[str] = "runs"
+    """With runs: the directory that holds them."""
     json: bool = False
     """Print one JSON object on standard output."""
 
     def run(self) -> Answer:
+        from unsharp.commands_index import list_runs
         from unsharp.listing import listing
 
+        if self.what == "runs":
+            return list_runs(self.where, show=not self.json)
         rows = listing(self.what)
         if not self.json:
             from rich.table import Table

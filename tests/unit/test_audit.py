@@ -21,6 +21,7 @@ from unsharp.audit import derived, keyed
 from unsharp.audit.bounds import DEFAULT, MEMBERSHIP, Bound, Measured, judge, measure, overall, read_bounds
 from unsharp.audit.derived import Request, find, purge
 from unsharp.errors import UserError
+from unsharp.index import read_index
 
 FINGERPRINT, FORGET = "f" * 64, "e" * 64
 
@@ -215,6 +216,7 @@ def test_what_derives_is_found_by_data_forget_set_and_checkpoints(store: Path) -
 
 def test_purge_deletes_that_and_nothing_else(store: Path) -> None:
     left_alone = {p for p in store.rglob("*") if p.is_file()}
+    read_index(store)  # it tells of what is to go, and goes with it
     found = find(Request(FINGERPRINT, FORGET), [store])
     left_alone -= {p for p in left_alone for one in found if not one.kept and one.path in p.parents}
     deleted, left = purge(found, [store])

@@ -133,9 +133,19 @@ def purge(artefacts: Sequence[Artefact], roots: Sequence[str | Path]) -> tuple[l
         if why is None:
             _delete(one.path)
             deleted.append(one)
+            _forget_indices(one.path, tops)
         else:
             left.append(f"{one.path}: {why}")
     return deleted, left
+
+
+def _forget_indices(path: Path, tops: Collection[Path]) -> None:
+    """Delete the indices that told of a run; they are made anew when they are next asked for."""
+    from unsharp.index import INDEX_FILE, is_index
+
+    for folder in path.resolve().parents:
+        if any(folder == top or top in folder.parents for top in tops) and is_index(folder / INDEX_FILE):
+            (folder / INDEX_FILE).unlink()
 
 
 def _not_ours(path: Path, tops: Collection[Path]) -> str | None:
