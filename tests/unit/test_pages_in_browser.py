@@ -8,9 +8,14 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, Browser
+from test_index import keep
 from test_report import run
 
+from unsharp.audit import bounds as bounding
+from unsharp.index import read_index
 from unsharp.report import write_report
+from unsharp.report.audit import render_audit
+from unsharp.report.overview import render
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here"),
@@ -50,6 +55,49 @@ def test_the_page_is_quiet_and_fits(browser: Browser, page: Path, width: int) ->
     assert browser.complaints() == []
     if folder := os.environ.get("UNSHARP_SCREENSHOTS"):
         browser.shot(Path(folder) / f"report-{width}.png")
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_audit_and_overview_are_quiet_and_fit(browser: Browser, tmp_path: Path, width: int) -> None:
+    audit = {
+        "written": "2026-01-01T00:00:00+00:00",
+        "verdict": "pass",
+        "reason": HOSTILE,
+        "asked": {"n": 3, "n_samples": 100, "n_absent": 5, "hash": "e" * 64, "codes": None, "ids": [HOSTILE, "b"]},
+        "done": {
+            "method": HOSTILE,
+            "rule": "sam",
+            "unlearn": {"epochs": 2, "method": {"name": HOSTILE}},
+            "origin": {"fingerprint": "f" * 64, "model": {"arch": HOSTILE}},
+            "retrained": "a" * 64,
+            "why_not_retrained": None,
+        },
+        "bounds": {"set": "before the run", "from": "defaults"},
+        "tests": bounding.test(bounding.DEFAULT, run()["metrics"]),
+        "threat_model": [{"about": "Who", "text": "someone"}],
+        "limits": ["Evidence, not proof."],
+        "rerun": {"who": "Whoever.", "command": f"unsharp forget --model CHECKPOINT --ids IDS --arch {HOSTILE}"},
+        "inputs": [{"what": "IDS", "sha256": "1" * 64}],
+        "outputs": [{"file": "model.safetensors", "sha256": "2" * 64}],
+        "derived": [{"stage": HOSTILE, "what": "a network", "sha256": "3" * 64, "bytes": 12345, "kept": False}],
+        "not_seen": ["the data"],
+        "history": [{"event": "request", "written": "2025", "asked": {"n": 2, "hash": "d" * 64}, "verdict": "fail"}],
+        "versions": {"python": "3.11"},
+    }
+    keep(tmp_path / "runs" / "evil", run(0, method=HOSTILE))
+    pages = {"audit": render_audit(audit), "overview": render(read_index(tmp_path / "runs"), title=HOSTILE)}
+    for name, text in pages.items():
+        file = tmp_path / f"{name}.html"
+        file.write_text(text)
+        browser.open(file, width)
+        assert browser.run("document.title") != "owned"
+        assert browser.run("document.querySelectorAll('img').length") == 0
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        assert browser.requests() == [file.as_uri()]
+        assert browser.complaints() == []
+        assert {"banner", "main", "contentinfo", "region"} <= set(browser.roles())
+        if folder := os.environ.get("UNSHARP_SCREENSHOTS"):
+            browser.shot(Path(folder) / f"{name}-{width}.png")
 
 
 def column(browser: Browser, i: int) -> list[str]:
