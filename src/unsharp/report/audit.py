@@ -28,7 +28,7 @@ def render_audit(audit: Mapping[str, Any]) -> str:
         audit=audit,
         points=_points(audit),
         tests=[_line(test) for test in audit["tests"]],
-        reasons=[(test["title"], test["reason"]) for test in audit["tests"] if test["reason"]],
+        reasons=[(test["title"], test["reason"].replace("± ", "±\u00a0")) for test in audit["tests"] if test["reason"]],
         settings=public(flatten(done["unlearn"])),
         origin={k: v[:SHORT] if k == "fingerprint" else v for k, v in public(flatten(done["origin"])).items()},
         inputs=[(one["what"], one["sha256"] or "none") for one in audit["inputs"]],

@@ -69,10 +69,14 @@ def render(index: Index, *, title: str) -> str:
         title=title,
         script=script,
         allowed=allowed,
-        headline=f"{evaluated:,} evaluated networks in {len(rows):,} groups, of {len(index.runs):,} runs.",
+        headline=f"{_counted(evaluated, 'evaluated network')} in {_counted(len(rows), 'setting')}.",
         heads=list(HEADS.values()),
         rows=[_line(row) for row in rows],
     )
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def _line(row: dict[str, Any]) -> dict[str, Any]:
@@ -83,12 +87,20 @@ def _line(row: dict[str, Any]) -> dict[str, Any]:
         cells.append(
             {
                 "raw": None if mean is None else repr(mean),
-                "mean": "—" if mean is None else f"{mean:.2f}",
-                "half": "" if half is None else f" ± {half:.2f}",
-                "gap": "" if gap is None else f"{gap:+.2f}{'' if gap_half is None else f' ± {gap_half:.2f}'}",
+                "mean": _text(mean) or "—",
+                "half": _half(half),
+                "gap": _text(gap, signed=True) + _half(gap_half),
             }
         )
     return {"label": row["label"], "task": row["task"], "n": row["n"], "cells": cells}
+
+
+def _text(value: float | None, *, signed: bool = False) -> str:
+    return "" if value is None else f"{value:{'+' if signed else ''}.2f}".replace("-", "−")
+
+
+def _half(value: float | None) -> str:
+    return "" if value is None else f" ± {value:.2f}"
 
 
 def _labels(index: Index) -> dict[str, str]:
