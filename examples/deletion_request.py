@@ -65,7 +65,7 @@ def main() -> None:
         " --data npz --data-dir data.npz --id-column name --mean 0.5 --std 0.25 --augment none"
         " --ids delete.csv:name --train-config training.json"
         " --method sharp_minmax --epochs 5 --batch-size 64"
-        " --store references --out answer"
+        " --store references --key owner.key --out answer"
     )
     print(f"unsharp {command}")
     subprocess.run([sys.executable, "-m", "unsharp", *command.split()], cwd=folder, check=True)
@@ -74,7 +74,9 @@ def main() -> None:
         key = f"{split}_accuracy"
         print(f"{split:>7}: {metrics['original'][key]:5.1f} % before, {metrics[key]:5.1f} % now, ", end="")
         print(f"{metrics['reference'][key]:5.1f} % retrained")
-    print(f"report for the one who asked: {folder / 'answer' / 'report.html'}")
+    audit = json.loads((folder / "answer" / "audit.json").read_text())
+    print(f"audit: {audit['verdict']}: {audit['reason']}")
+    print(f"for the one who asked: {folder / 'answer' / 'audit.html'} and {folder / 'answer' / 'report.html'}")
 
 
 if __name__ == "__main__":

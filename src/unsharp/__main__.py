@@ -1,5 +1,5 @@
 """`python -m unsharp`."""
 
-from unsharp.cli import main
+from unsharp.start import main
 
 main()

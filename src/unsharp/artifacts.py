@@ -16,15 +16,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
 
-from unsharp import config, runtime
+from unsharp import config, seal
 from unsharp.errors import UserError, listed
+from unsharp.seal import RUN_FILE
 
-RUN_FILE = "run.json"
+if TYPE_CHECKING:
+    import torch
+
 RESUME_FILE = "resume.pt"
 LOCK_FILE = ".lock"
 SETTINGS_FILE = "settings.json"
@@ -94,12 +96,16 @@ class Workspace:
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Keep the state from which a killed run goes on."""
+        import torch  # not above: who only reads runs need not wait for it
+
         # Through a file of ours, a full disk stays an OSError.
         with atomic(self.path / RESUME_FILE) as temporary, open(temporary, "wb") as file:
             torch.save(dict(state), file)
 
     def load_state(self, device: torch.device) -> dict[str, Any] | None:
         """The state that was kept last, or None."""
+        import torch
+
         path = self.path / RESUME_FILE
         return torch.load(path, map_location=device, weights_only=True) if path.exists() else None
 
@@ -152,13 +158,48 @@ def perform(
             "stage": stage,
             "config": settings,
             "hash": config.digest(settings),
-            "provenance": {**runtime.describe(torch.device("cpu")), **(provenance or {}), **_circumstances()},
+            "provenance": _circumstances(provenance),
         }
-        write_json(partial / RUN_FILE, values)
         # What is hidden is the lock, or was left by a kill in the middle of a write.
-        _remove(e for e in partial.iterdir() if e.name in (RESUME_FILE, SETTINGS_FILE) or e.name.startswith("."))
+        passing = [e for e in partial.iterdir() if e.name in (RESUME_FILE, SETTINGS_FILE) or e.name.startswith(".")]
+        files = seal.contents(partial, [RUN_FILE, *(entry.name for entry in passing)])
+        write_text(partial / RUN_FILE, seal.sealed(config.to_dict(values), files))
+        _remove(passing)
         _swap(partial, path)
     return Run(path, stage, settings, values["provenance"])
+
+
+def amend(path: str | Path, fill: Callable[[Path], None]) -> Run:
+    """Change files of a finished run, and seal it anew; whenever a kill comes, it is as before or as after.
+
+    Args:
+        path: The run directory.
+        fill: Writes the files that change into a directory that holds all of the run; each must be written whole, as
+            `write_json` does, since they are the same files until then.
+
+    Raises:
+        UserError: if there is no run, or it is in use by another process or cannot be written.
+    """
+    path = Path(path)
+    _recover(path)
+    run = open_run(path)
+    partial = _partial(path)
+    with writing(path), _locked(partial, wait=False):
+        _remove(entry for entry in partial.iterdir() if entry.name != LOCK_FILE)
+        shutil.copytree(path, partial, copy_function=_linked, dirs_exist_ok=True, symlinks=True)
+        fill(partial)
+        values = config.read_json(partial / RUN_FILE)
+        write_text(partial / RUN_FILE, seal.sealed(values, seal.contents(partial, (RUN_FILE, LOCK_FILE))))
+        (partial / LOCK_FILE).unlink()
+        _swap(partial, path)
+    return run
+
+
+def _linked(source: str, target: str) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def adopt(path: str | Path, fill: Callable[[Path], None]) -> Run:
@@ -348,6 +389,11 @@ def _old(path: Path) -> Path:
     return path.parent / f".{path.name}.old"
 
 
-def _circumstances() -> dict[str, Any]:
+def _circumstances(more: Mapping[str, Any] | None) -> dict[str, Any]:
+    import torch
+
+    from unsharp import runtime
+
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return {"versions": runtime.versions(), "finished": now}
+    here = runtime.describe(torch.device("cpu"))
+    return {**here, **(more or {}), "versions": runtime.versions(), "finished": now}

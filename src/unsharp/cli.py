@@ -23,6 +23,7 @@ import unsharp
 from unsharp import config, runtime
 from unsharp.commands_alpha import SuggestAlpha
 from unsharp.commands_attack import Attack
+from unsharp.commands_audit import Purge, Verify
 from unsharp.commands_landscape import Landscape
 from unsharp.commands_memorize import Memorize
 from unsharp.commands_relearn import Relearn
@@ -228,9 +229,11 @@ class Report(Common):
     """Write one offline HTML page about evaluated runs."""
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    """Directories of `evaluate` or `forget` runs; several seeds of one method are averaged."""
+    """Directories of `evaluate` or `forget` runs, seeds of one method averaged; or one that holds runs, for all."""
     out: str = "report.html"
     """The HTML file."""
+    table: Words = None
+    """Files to write the table to besides, with intervals: .csv, .parquet, .tex, .md or .json by their ending."""
     title: str = "Unlearning report"
     """Heading of the page."""
     show_samples: bool = False
@@ -240,20 +243,29 @@ class Report(Common):
 
     def run(self) -> Answer:
         from unsharp import stages
+        from unsharp.commands_index import holds_runs, report_all
         from unsharp.report import write_report
+        from unsharp.report.export import check_table_file, write_table
+        from unsharp.report.tables import summarise
 
         if not self.runs:
             raise UserError("report needs at least one evaluated run; give directories that `unsharp evaluate` wrote")
+        if len(self.runs) == 1 and holds_runs(self.runs[0]):
+            return report_all(self.runs[0], self.out, title=self.title, tables=self.table or (), show=not self.json)
+        for file in self.table or ():
+            check_table_file(file)
         facts = [stages.read_evaluation(path) for path in self.runs]
         write_report(self.out, facts, title=self.title, show_samples=self.show_samples)
+        for file in self.table or ():
+            write_table(file, summarise(facts))
         _show_facts(self, facts)
         _open(Path(self.out), not self.open)
-        return {"report": self.out, "runs": len(facts)}
+        return {"report": self.out, "runs": len(facts), "tables": list(self.table or ())}
 
 
 @dataclass(kw_only=True)
 class ForgetCommand(Common, Data, Network, Forget, Method):  # pyright: ignore[reportGeneralTypeIssues]
-    """Answer a deletion request in one go: new checkpoint, metrics.json, report.html."""
+    """Answer a deletion request in one go: new checkpoint, metrics, report, audit."""
 
     model: str
     """Checkpoint: a file, or the directory of a run. It is read only."""
@@ -264,36 +276,61 @@ class ForgetCommand(Common, Data, Network, Forget, Method):  # pyright: ignore[r
     attacks: Words = None
     """Membership attacks (`unsharp list metrics`); all by default."""
     show_samples: bool = False
-    """Name the forgotten samples in the report."""
+    """Name the forgotten samples in report and audit."""
+    bounds: Text = None
+    """JSON or TOML file of the tests of the audit and their pass bounds; the defaults of docs/audit.md, if left out."""
     config: Text = None
     """JSON file of method, rule and loop, such as the `unlearn.json` of a `tune` run; --seed may stand beside it."""
 
     def run(self) -> Answer:
         from unsharp import stages
+        from unsharp.commands_audit import audit_config, verdict_of
 
         how = self.unlearn_config(self.config)
+        audit = audit_config(self)
         with _setting(self) as at:
             subject = _subject(self, self.model, at, self.train_config)
             forget = _forget_set(self, subject)
             run = stages.forget_samples(
-                subject, forget, how, self.out, at, attacks=self.attacks, show_samples=self.show_samples
+                subject,
+                forget,
+                how,
+                self.out,
+                at,
+                attacks=self.attacks,
+                show_samples=self.show_samples,
+                audit=audit,
             )
         _show_evaluation(self, run)
-        return run.json(stages.METRICS_FILE) | _run_answer(run) | {"report": str(run.file(stages.REPORT_FILE))}
+        if not self.json:
+            print(verdict_of(run))
+        return (
+            run.json(stages.METRICS_FILE)
+            | _run_answer(run)
+            | {
+                "report": str(run.file(stages.REPORT_FILE)),
+                "audit": run.json("audit.json")["verdict"],
+            }
+        )
 
 
 @dataclass(kw_only=True)
 class List:
-    """List what is registered: methods, rules, metrics, data, models, proxies."""
+    """List what is registered (methods, rules, metrics, data, models, proxies), or the runs below a directory."""
 
     what: tyro.conf.Positional[str] = "methods"
-    """methods, rules, metrics, data, models or proxies."""
+    """methods, rules, metrics, data, models, proxies or runs."""
+    where: tyro.conf.Positional[str] = "runs"
+    """With runs: the directory that holds them."""
     json: bool = False
     """Print one JSON object on standard output."""
 
     def run(self) -> Answer:
+        from unsharp.commands_index import list_runs
         from unsharp.listing import listing
 
+        if self.what == "runs":
+            return list_runs(self.where, show=not self.json)
         rows = listing(self.what)
         if not self.json:
             from rich.table import Table
@@ -363,6 +400,8 @@ COMMANDS: dict[str, type] = {
     "report": Report,
     "forget": ForgetCommand,
     "sweep": Sweep,
+    "verify": Verify,
+    "purge": Purge,
     "theory": Theory,
     "list": List,
     "show": Show,
@@ -396,7 +435,7 @@ def _guarded(arguments: list[str]) -> int:
         answer = command.run()
         if command.json:
             print(json.dumps(config.to_dict(answer), allow_nan=False))
-        return 0
+        return int(answer.get("as_written") is False)
     except UserError as error:
         _complain(str(error))
         return 2
@@ -531,19 +570,24 @@ def _subject(options: Any, checkpoint: str, at: Any, train_config: str | None = 
     )
 
 
-def _forget_set(options: Any, subject: Any) -> Any:
+def _forget_set(options: Forget, subject: Any) -> Any:
+    from unsharp.audit.keyed import open_key
+    from unsharp.audit.record import forgotten_before
     from unsharp.difficulty import choose
     from unsharp.difficulty.stage import estimated
     from unsharp.stages import read_split
 
-    samples = subject.splits.train
+    samples, id_column = subject.splits.train, subject.origin.data.id_column
+    key = None if options.key is None else open_key(options.key)
+    before = forgotten_before(subject, options.forgotten, key, id_column=id_column)
     if options.split is None:
         pool = str(estimated(subject.origin, samples, _store(options.store))) if options.level_alone else ""
-        return choose(options.forget_config(pool), samples, id_column=subject.origin.data.id_column)
+        return choose(options.forget_config(pool), samples, id_column=id_column, before=before)
     names = ("ids", "random", "forget_classes", "scores", "level", "n")
     if given := [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None]:
         raise UserError(f"--split already says what to forget; leave {', '.join(given)} out")
-    return read_split(options.split, samples)
+    chosen = read_split(options.split, samples)
+    return chosen if chosen.before is not None else chosen.after(before)
 
 
 def _by_level(options: Any, checkpoint: str | None, at: Any) -> Any:

@@ -218,6 +218,10 @@ class Forget:
     """What mid is near to: half (a score of 0.5) or median."""
     split_seed: int = 0
     """Seed of the random choice."""
+    forgotten: Text = None
+    """File of ids that the network forgot in earlier requests; needed where neither its run nor --key tells them."""
+    key: Text = None
+    """File of the key under which an audit codes ids; it stays with you, and is made if it is missing."""
 
     @property
     def level_alone(self) -> bool:

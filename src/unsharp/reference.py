@@ -116,7 +116,8 @@ def retrain(
         workspace.write_json(RECORD_FILE, record)
 
     path = Path(store) / f"retrain-{config.digest(settings)[:16]}"
-    run = artifacts.perform(path, "retrain", settings, keep, force=force, wait=True)
+    lacks = [forget.hash, *([] if forget.before is None else [forget.before.absent.hash])]
+    run = artifacts.perform(path, "retrain", settings, keep, provenance={"lacks": lacks}, force=force, wait=True)
     weights, _ = checkpoints.load_weights(run.file(MODEL_FILE))
     checkpoints.load_into(model, weights, str(run.path))
     return Reference(model.eval(), config.from_dict(Record, run.json(RECORD_FILE)), run)
@@ -132,7 +133,7 @@ def reference_key(
         "train": config.to_dict(recipe.train),
         "data": samples.fingerprint,
         "inputs": dict(samples.treatment),
-        "forget": forget.hash,
+        "forget": forget.absent.hash,
         "seed": recipe.train.seed,
         "versions": runtime.versions(),
         "device": device.type,

@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from unsharp import artifacts, checkpoints, config, data, masks, runtime, unlearning
+from unsharp import artifacts, checkpoints, config, data, masks, runtime, seal, unlearning
 from unsharp.artifacts import Run, Workspace, perform
 from unsharp.checkpoints import MODEL_FILE
 from unsharp.data import DataConfig, Samples, Splits
@@ -30,9 +30,13 @@ from unsharp.tracking import flat
 from unsharp.training import Record, TrainConfig, initial_model, train
 from unsharp.unlearning import UnlearnConfig
 
+if TYPE_CHECKING:
+    from unsharp.audit.record import AuditConfig
+
 OUTPUTS, EMBEDDING_FILE = "outputs", "embedding.svg"
 SHOWN_AS = {"original": "Original", "model": "Unlearned", "reference": "Retrained"}
 METRICS_FILE, ABOUT_FILE, BEFORE_FILE, REPORT_FILE = "metrics.json", "about.json", "before.json", "report.html"
+ANSWER_FILES = (MODEL_FILE, RECORD_FILE, METRICS_FILE, ABOUT_FILE, REPORT_FILE)
 DONE = ("wrote", "found done")
 TRAIN_METRICS = ("train_accuracy", "test_accuracy")
 SPLIT_FILE, MASK_FILE = "split.json", masks.FILE
@@ -184,8 +188,9 @@ def unlearn_network(
         UserError: if the network is no better than a guess, or for bad input, before the work.
         NonFiniteError: if a step is not finite.
     """
-    settings = {"checkpoint": subject.digest, "origin": subject.origin, "forget": forget.hash, "unlearn": how}
+    settings = {"checkpoint": subject.digest, "origin": subject.origin, "unlearn": how, **asked(subject, forget)}
     _check_stop(subject, how, at)
+    subject.check_before(forget)
 
     def work(workspace: Workspace) -> None:
         before = subject.outputs_of(subject.model, forget)
@@ -205,13 +210,20 @@ def unlearn_network(
             validation=subject.splits.validation,
             say=at.say,
         )
-        made = {"origin": subject.origin, "unlearn": how, "forget": forget.hash}
+        made = {"origin": subject.origin, "unlearn": how, **asked(subject, forget)}
         checkpoints.save_model(workspace.file(MODEL_FILE), network, made)
         workspace.write_json(RECORD_FILE, record)
         workspace.write_json(SPLIT_FILE, forget.to_dict())
         workspace.write_json(BEFORE_FILE, accuracies(before))
 
     return at.perform(out, "unlearn", settings, work)
+
+
+def asked(subject: Subject, forget: ForgetSet) -> dict[str, Any]:
+    """What a checkpoint and a run say of the samples to be forgotten: hashes, those of earlier requests too."""
+    if forget.before is None:
+        return {"forget": forget.hash}
+    return {"forget": forget.hash, "before": list(subject.requests), "absent": forget.absent.hash}
 
 
 def find_reference(subject: Subject, forget: ForgetSet, at: Setting) -> tuple[Reference | None, str | None]:
@@ -421,24 +433,43 @@ def forget_samples(
     *,
     attacks: Sequence[str] | None = None,
     show_samples: bool = False,
+    audit: AuditConfig | None = None,
 ) -> Run:
-    """A deletion request in one go: new checkpoint, metrics, report.
+    """A deletion request in one go: new checkpoint, metrics, report, audit.
+
+    Args:
+        subject: The network.
+        forget: The samples to be forgotten.
+        how: Method, rule and loop.
+        out: Where to write.
+        at: Device and the like.
+        attacks: Membership attacks, all by default.
+        show_samples: Whether report and audit name the samples.
+        audit: Bounds and key of the audit; the defaults, and no key, if left out.
 
     Raises:
         UserError: if the network is no better than a guess, or for bad input, before the work.
     """
+    from unsharp.audit import stage as auditing
+    from unsharp.audit.bounds import check_figures
+    from unsharp.audit.record import AuditConfig, audit_of
+    from unsharp.evaluation import METRICS
     from unsharp.report import write_report
 
+    audit = audit or AuditConfig()
+    check_figures(audit.bounds, [metric.group or name for name, metric in METRICS.items()])
     check_attacks(attacks or ())
     _check_store(at)
     _check_stop(subject, how, at)
+    subject.check_before(forget)
     settings = {
         "checkpoint": subject.digest,
         "origin": subject.origin,
-        "forget": forget.hash,
+        **asked(subject, forget),
         "unlearn": how,
         "attacks": None if attacks is None else sorted(attacks),
         "show_samples": show_samples,
+        "audit": audit.settings(),
     }
 
     def work(workspace: Workspace) -> None:
@@ -458,6 +489,20 @@ def forget_samples(
         write_report(page, [facts | {"metrics": values}], title="Deletion report", show_samples=show_samples)
         for name in (MODEL_FILE, RECORD_FILE):
             shutil.copyfile(unlearned.file(name), workspace.file(name))
+        reference = find_reference(subject, forget, inner)[0]
+        kept = None if reference is None or reference.run is None else reference.run.file(MODEL_FILE)
+        written = audit_of(
+            subject,
+            forget,
+            facts,
+            values,
+            audit,
+            reference=None if kept is None else seal.sha256_of(kept),
+            outputs={name: seal.sha256_of(workspace.file(name)) for name in ANSWER_FILES},
+            derived=auditing.traces(subject, forget, at.store, Path(out)),
+            show_samples=show_samples,
+        )
+        auditing.write(workspace, written)
         artifacts.remove_run(unlearned)
 
     return at.perform(out, "forget", settings, work)

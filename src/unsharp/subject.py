@@ -67,6 +67,8 @@ class Subject:
         origin: How it came to be.
         digest: sha256 of its weights.
         path: Where it was read from.
+        absent: Hash of the set of all samples that it was made to forget; None where it says of none.
+        requests: Hashes of the forget sets of the requests that did it, the first one first.
     """
 
     model: nn.Module
@@ -74,6 +76,17 @@ class Subject:
     origin: Origin
     digest: str
     path: Path
+    absent: str | None = None
+    requests: tuple[str, ...] = ()
+
+    def check_before(self, forget: ForgetSet) -> None:
+        """Raise UserError where samples that this network has forgotten would be retained, and so be learnt anew."""
+        earlier = None if forget.before is None else forget.before.absent.hash
+        if self.absent is not None and self.absent not in (earlier, forget.absent.hash):
+            raise UserError(
+                f"{self.path} has forgotten samples in {len(self.requests)} earlier request(s), and they must not be "
+                "retained now: name them with --forgotten FILE, or with --key FILE if the request was made with a key"
+            )
 
     def outputs_of(
         self,
@@ -136,7 +149,9 @@ def load_subject(
     path = Path(checkpoint)
     file = path / MODEL_FILE if path.is_dir() else path
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return Subject(network.to(device).eval(), splits, origin, digest, path)
+    asked = [*metadata.get("before", ()), *([metadata["forget"]] if "forget" in metadata else ())]
+    absent = metadata.get("absent", metadata.get("forget"))
+    return Subject(network.to(device).eval(), splits, origin, digest, path, absent, tuple(asked))
 
 
 def _check_inputs(network: nn.Module, origin: Origin) -> None:

@@ -98,7 +98,8 @@ def test_forget_in_one_go_equals_the_stages(flow: Path, trained: Path, here: Pat
     assert (tree(trained), tree(flow)) == before
     assert {p.name for p in here.iterdir()} == {"out"}
     assert {p.name for p in (here / "out").iterdir()} == {
-        "run.json", "model.safetensors", "record.json", "metrics.json", "about.json", "report.html"
+        "run.json", "model.safetensors", "record.json", "metrics.json", "about.json", "report.html", "audit.json",
+        "audit.html",
     }  # fmt: skip
     assert steady(read(here / "out" / "metrics.json")) == steady(read(flow / "evaluated" / "metrics.json"))
     weights = load_file(here / "out" / "model.safetensors"), load_file(flow / "unlearned" / "model.safetensors")

@@ -91,6 +91,7 @@ class ForgetSet:
         config: The configuration they were chosen by; None where they were given as ids or positions.
         n_samples: How many samples there were to choose from.
         fingerprint: The data set's fingerprint, or None.
+        before: What the network forgot in earlier requests, which is not retained either; None where there are none.
     """
 
     indices: np.ndarray
@@ -99,22 +100,64 @@ class ForgetSet:
     config: ForgetConfig | None
     n_samples: int
     fingerprint: str | None
+    before: ForgetSet | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
 
     @property
     def hash(self) -> str:
-        """sha256 over data fingerprint, number of samples and sorted ids: equal however the set was chosen."""
+        """sha256 over data fingerprint, number of samples and sorted ids: equal however the set was chosen.
+
+        Where something was forgotten before, the hash of all that is a part of it.
+        """
         content = [self.fingerprint, self.n_samples, np.sort(self.ids).tolist()]
+        if self.before is not None:
+            content.append(self.before.absent.hash)
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @property
+    def absent(self) -> ForgetSet:
+        """All that is not retained, in one set: what is to be forgotten, and what was before."""
+        if self.before is None:
+            return self
+        earlier = self.before.absent
+        order = np.argsort(indices := np.concatenate([self.indices, earlier.indices]))
+        rule = f"{self.rule}, and {len(earlier):,} forgotten before"
+        ids = np.concatenate([self.ids, earlier.ids])[order]
+        return ForgetSet(indices[order], ids, rule, None, self.n_samples, self.fingerprint)
+
+    def after(self, before: ForgetSet | None) -> ForgetSet:
+        """The same set, for a network that has forgotten `before` already.
+
+        Raises:
+            UserError: if some of it was forgotten before, nothing would be retained, or the data differ.
+        """
+        if before is None:
+            return self
+        if (before.n_samples, before.fingerprint) != (self.n_samples, self.fingerprint):
+            raise UserError("what was forgotten before belongs to other data than the forget set; name one data set")
+        both = np.intersect1d(self.indices, before.absent.indices)
+        if len(both):
+            raise UserError(
+                f"{len(both)} of {len(self)} samples have been forgotten by this network already; leave them out"
+            )
+        whole = dataclasses.replace(self, before=before)
+        if len(whole.absent) == self.n_samples:
+            raise UserError("with what was forgotten before, the forget set is all samples; leave one to retain")
+        return whole
+
+    def _of(self, fingerprint: str | None) -> ForgetSet:
+        """The same set, of data with another fingerprint."""
+        before = None if self.before is None else self.before._of(fingerprint)
+        return dataclasses.replace(self, fingerprint=fingerprint, before=before)
 
     def retain_indices(self, n: int) -> np.ndarray:
         """The positions among `n` samples that are kept, ascending. Raises: UserError if `n` is not the data set's."""
         if n != self.n_samples:
             raise UserError(f"the forget set was chosen from {self.n_samples} samples, not from {n}")
         kept = np.ones(n, bool)
-        kept[self.indices] = False
+        kept[self.absent.indices] = False
         return np.flatnonzero(kept)
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,6 +170,7 @@ class ForgetSet:
             "hash": self.hash,
             "config": to_dict(self.config),
             "ids": self.ids.tolist(),
+            **({} if self.before is None else {"before": self.before.absent.ids.tolist()}),
         }
 
     @classmethod
@@ -152,31 +196,42 @@ class ForgetSet:
         ids = _checked_ids(data["ids"], samples, "split")
         config = None if data["config"] is None else from_dict(ForgetConfig, data["config"], "split.config")
         read = _forget_set(ids, samples, str(data["rule"]), config)
-        if dataclasses.replace(read, fingerprint=theirs).hash != data["hash"]:
+        if data.get("before") is not None:
+            read = read.after(from_ids(data["before"], samples))
+        if read._of(theirs).hash != data["hash"]:
             raise UserError("split: its content and its hash disagree, so it was changed by hand; make it again")
         return read
 
 
-def choose(config: ForgetConfig, samples: Samples, *, id_column: str | None = None) -> ForgetSet:
+def choose(
+    config: ForgetConfig, samples: Samples, *, id_column: str | None = None, before: ForgetSet | None = None
+) -> ForgetSet:
     """Choose the forget set that `config` describes.
 
     Args:
         config: The choice.
         samples: The data set.
         id_column: What the data set calls its ids; a CSV file of ids may call them so too.
+        before: What the network forgot in earlier requests; the choice is among the rest.
 
     Raises:
-        UserError: if the choice is empty or everything, or names what is not there.
+        UserError: if the choice is empty or everything, or names what is not there or was forgotten before.
     """
     config.check()
+    left = np.arange(len(samples)) if before is None else before.retain_indices(len(samples))
+    return _choose(config, samples, id_column, left).after(before)
+
+
+def _choose(config: ForgetConfig, samples: Samples, id_column: str | None, left: np.ndarray) -> ForgetSet:
+    """The choice among the positions `left`, ascending; one by id is among all."""
     if config.random is not None:
-        k = amount("random", config.random, len(samples))
+        k = amount("random", config.random, len(left))
         # The order of uniform draws, so that with one seed a smaller set lies within a larger one.
         order = np.argsort(np.random.default_rng(config.seed).random(len(samples)), kind="stable")
-        rule = f"{k:,} of {len(samples):,} samples, drawn at random with seed {config.seed}"
-        return _forget_set(order[:k], samples, rule, config)
+        rule = f"{k:,} of {len(left):,} samples, drawn at random with seed {config.seed}"
+        return _forget_set(order[np.isin(order, left)][:k], samples, rule, config)
     if config.classes is not None:
-        return _by_class(config.classes, samples, config)
+        return _by_class(config.classes, samples, config, left)
     if config.ids is not None:
         indices = _checked_ids(read_ids(config.ids, id_column), samples, config.ids)
         return _forget_set(indices, samples, f"{len(indices):,} samples named by id", config)
@@ -184,7 +239,7 @@ def choose(config: ForgetConfig, samples: Samples, *, id_column: str | None = No
     assert config.level is not None
     assert config.n is not None
     scores = read_scores(config.scores, samples, kind=config.score_kind)
-    return _by_level(scores, samples, config.level, config.n, config.mid, config)
+    return _by_level(scores, samples, config.level, config.n, config.mid, config, left)
 
 
 def from_ids(ids: Iterable[object], samples: Samples) -> ForgetSet:
@@ -249,7 +304,7 @@ def from_scores(
         scores = as_scores(scores, samples, kind or "memorization")
     elif kind not in (None, scores.kind) or not np.array_equal(scores.ids, samples.ids):
         raise UserError(f"scores are of kind {scores.kind!r} and of {len(scores)} samples; give them with just these")
-    return _by_level(scores, samples, level, n, mid, None)
+    return _by_level(scores, samples, level, n, mid, None, np.arange(len(samples)))
 
 
 def rank(difficulty: np.ndarray, ids: np.ndarray, level: Level, n: int, middle: float) -> np.ndarray:
@@ -287,11 +342,12 @@ def _by_level(
     n: int | float,
     mid: Mid,
     config: ForgetConfig | None,
+    left: np.ndarray,
 ) -> ForgetSet:
-    k = amount("n", n, len(samples))
+    k = amount("n", n, len(left))
     if level == "mix" and k < 3:
         raise UserError(f"n is {k}: a mix of high, mid and low needs at least 3 samples")
-    difficulty, about = scores.difficulty, scores.about
+    difficulty, about = scores.difficulty[left], scores.about
     if mid == "half" and level in ("mid", "mix") and not about.unit_scale:
         raise UserError(
             f"level {level} is near to a score of 0.5, which means nothing for {about.title}s: they are no "
@@ -306,18 +362,18 @@ def _by_level(
         "mid": f"those nearest to {near}",
         "mix": f"in disjoint thirds the hardest, those nearest to {near}, and the easiest",
     }[level]
-    rule = f"{k:,} of {len(samples):,} samples: {how} by {about.title}"
-    return _forget_set(rank(difficulty, samples.ids, level, k, middle), samples, rule, config)
+    rule = f"{k:,} of {len(left):,} samples: {how} by {about.title}"
+    return _forget_set(left[rank(difficulty, samples.ids[left], level, k, middle)], samples, rule, config)
 
 
-def _by_class(classes: tuple[str | int, ...], samples: Samples, config: ForgetConfig) -> ForgetSet:
+def _by_class(classes: tuple[str | int, ...], samples: Samples, config: ForgetConfig, left: np.ndarray) -> ForgetSet:
     chosen = np.array([_class_index(c, samples.class_names) for c in classes])
     names = [repr(samples.class_names[c]) for c in chosen]
     refuse_repeated(np.array(names), "classes")
-    absent = [name for c, name in zip(chosen, names) if not np.any(samples.labels == c)]
+    absent = [name for c, name in zip(chosen, names) if not np.any(samples.labels[left] == c)]
     if absent:
         raise UserError(f"classes: the data set has no sample of {listed(absent)}")
-    indices = np.flatnonzero(np.isin(samples.labels, chosen))
+    indices = left[np.isin(samples.labels[left], chosen)]
     rule = f"all {len(indices):,} samples of the {'class' if len(names) == 1 else 'classes'} {', '.join(names)}"
     return _forget_set(indices, samples, rule, config)
 

@@ -198,6 +198,8 @@ def attack(
     unlearned = artifacts.open_run(run, "unlearn")
     subject = load_subject(unlearned.path, at.device, data_config=data_config, train=train_config)
     forget = read_split(unlearned.path, subject.splits.train)
+    if forget.before is not None:
+        raise UserError(f"{run} builds on an earlier request, and pools know of none; attack the first one's network")
     method = config.from_dict(UnlearnConfig, unlearned.config["unlearn"], "unlearn")
     seconds = config.from_dict(Record, unlearned.json(RECORD_FILE)).seconds
     plans = _Plans(subject, forget, method, how, pool, seconds)

@@ -244,7 +244,8 @@ def _unlearn_here(
             )
 
         path = done.path / f"member-{j:06d}"
-        artifacts.perform(path, STAGE, {"member": j}, do, provenance=runtime.describe(device), wait=True)
+        about = runtime.describe(device) | {"data": plan.samples.fingerprint}
+        artifacts.perform(path, STAGE, {"member": j}, do, provenance=about, wait=True)
 
 
 def _forget(

@@ -163,7 +163,7 @@ def train_here(
         train_shard(plan, members, workspace, work, device=device, test=test, progress=progress)
 
     name = f"members-{members[0]:06d}-{len(members)}-{config.digest(list(members))[:8]}"
-    about = runtime.describe(device)
+    about = runtime.describe(device) | {"data": plan.samples.fingerprint}
     artifacts.perform(pool.path / name, STAGE, {"members": list(members)}, do, provenance=about, wait=True)
 
 

@@ -70,8 +70,14 @@ def accuracies(table: Table) -> str | None:
             ax.set_title(f"{split.capitalize()} accuracy", loc="left")
             ax.set_xlabel("%")
             ax.set_xlim(room(ax.get_xlim(), percent=True))
-        _name_rows(axes[0], [row.group.title for row in rows])
+        _name_rows(axes[0], [_name(row) for row in rows])
         return as_svg(figure)
+
+
+def _name(row: Row, most: int = 60) -> str:
+    """What a row is called in a figure: a long name leaves no room for the marks, and stands whole in the tables."""
+    title = row.group.title
+    return title if len(title) <= most else f"{title[: most - 1]}…"
 
 
 def gaps(table: Table) -> str | None:
@@ -267,7 +273,7 @@ def _legend_height(rows: Sequence[Row]) -> float:
 
 
 def _columns(rows: Sequence[Row]) -> int:
-    longest = max((len(row.group.title) for row in rows), default=1)
+    longest = max((len(_name(row)) for row in rows), default=1)
     return max(1, min(4, 105 // (longest + 8)))
 
 
@@ -283,7 +289,7 @@ def _legend(figure: Figure, table: Table, rows: Sequence[Row], *, reference: boo
     for row in rows:
         colour, marker, dash = _look(table, row)
         style = dash if line else "none"
-        handles.append(Line2D([], [], color=colour, marker=marker, linestyle=style, label=row.group.title))
+        handles.append(Line2D([], [], color=colour, marker=marker, linestyle=style, label=_name(row)))
     figure.legend(handles=handles, loc="outside upper left", ncols=_columns(rows), handletextpad=0.5, columnspacing=1.6)
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from unsharp import config
-from unsharp.evaluation import gap
 
 Kind = Literal["original", "retrained", "unlearned"]
 Values = Mapping[str, Any]
@@ -161,6 +160,8 @@ def _beside(runs: Sequence[Mapping[str, Any]], kind: Literal["original", "retrai
             seen.setdefault((_origin_seed(run), run["forget"]["hash"]), run)
     if not seen:
         return []
+    from unsharp.evaluation import gap  # not above: grouping alone needs no torch
+
     values = tuple(run["metrics"][key] for run in seen.values())
     against = [run["metrics"].get("reference") for run in seen.values()]
     gaps = tuple(gap(v, r) if kind == "original" else None for v, r in zip(values, against))

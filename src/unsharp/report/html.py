@@ -14,11 +14,11 @@ from unsharp.methods.base import METHODS
 from unsharp.registry import summary
 from unsharp.report import figures, provenance
 from unsharp.report.groups import Group, method_title
+from unsharp.report.page import TEMPLATE, sorting
 from unsharp.report.tables import Cell, Column, Grid, Table, footnote, grids, number, strength, summarise
 from unsharp.report.verdict import SCALE, verdicts
 from unsharp.sharpness.base import RULES
 
-TEMPLATE = "template.html"
 VARIABLES = {figures.INK: "ink", figures.MUTED: "muted", figures.GRID: "line"} | {
     colour: f"c{i}" for i, colour in enumerate(figures.COLOURS)
 }
@@ -79,7 +79,7 @@ LIMITS = (
 def write_report(
     path: str | Path, runs: Sequence[dict[str, Any]], *, title: str = "Unlearning report", show_samples: bool = False
 ) -> None:
-    """Write the report of some unlearned networks as one HTML file that needs no network and no script.
+    """Write the report of some unlearned networks as one HTML file that needs no network; its script only sorts tables.
 
     Args:
         path: The file.
@@ -106,7 +106,10 @@ def render(table: Table, *, title: str = "Unlearning report", show_samples: bool
     )
     groups = [row.group for row in table.of_kind("unlearned")]
     notes: list[str] = []
+    script, allowed = sorting()
     return environment.get_template(TEMPLATE).render(
+        script=script,
+        allowed=allowed,
         title=title,
         groups=groups,
         tasks=list({g.task: g for g in groups}.values()),
@@ -175,7 +178,7 @@ def _shown(column: Column, cell: Cell, notes: list[str]) -> dict[str, Any]:
         return {"note": footnote(cell.reason, notes)}
     gap = None if cell.gap is None else number(cell.gap, column.unit, signed=True)
     mean, _, half = number(cell.value, column.unit).partition(" ± ")
-    return {"note": None, "mean": mean, "half": half, "gap": gap}
+    return {"note": None, "mean": mean, "half": half, "gap": gap, "raw": repr(cell.value.mean)}
 
 
 def _metrics(table: Table) -> list[Mapping[str, Any]]:

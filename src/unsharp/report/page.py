@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
-from unsharp.report.html import TEMPLATE
+TEMPLATE, SCRIPT = "template.html", "sort.js"
 
 
 def page(template: str, **values: Any) -> str:
@@ -32,3 +34,9 @@ def markup(text: str) -> Any:
     from markupsafe import Markup
 
     return Markup(text)
+
+
+def sorting() -> tuple[Any, str]:
+    """The script that sorts tables, as markup, and its sum, by which a page allows this script and no other."""
+    text = (Path(__file__).parent / SCRIPT).read_text(encoding="utf-8")
+    return markup(text), "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unsharp.report.groups import Group, Task, flatten, shown
+from unsharp.report.groups import HIDDEN, Group, Task, flatten, shown
 
 SHORT = 12  # hex digits of a hash
 
@@ -13,6 +13,15 @@ SHORT = 12  # hex digits of a hash
 def public(settings: Mapping[str, Any]) -> dict[str, str]:
     """Settings as flat text, without directories and file paths, which may name what was forgotten."""
     return {key: shown(key, value) for key, value in flatten(settings).items()}
+
+
+def without_local(values: Any, key: str = "") -> Any:
+    """Plain values as they are, but for directories and file paths, which may name what was forgotten."""
+    if isinstance(values, Mapping):
+        return {k: without_local(v, str(k)) for k, v in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [without_local(v, key) for v in values]
+    return HIDDEN if isinstance(values, str) and shown(key, values) == HIDDEN else values
 
 
 def unlearning(groups: Sequence[Group]) -> list[tuple[str, list[str]]]:

@@ -195,20 +195,28 @@ def to_text(
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
 
-def to_csv(table: Table) -> str:
-    """The table as CSV, a line for each row and figure; what is missing stays empty, with its reason."""
+def records(table: Table) -> list[dict[str, Any]]:
+    """The table as rows of one figure each; what is missing is None, with its reason."""
     fields = ("mean", "low", "high", "half_width")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    heads = ["task", "label", "kind", "n", "seeds", "metric", "unit", *fields, *(f"gap_{f}" for f in fields), "reason"]
-    writer.writerow(heads)
+    found = []
     for row in table.rows:
         of = row.group
-        about = [of.task.name, of.label, of.kind, row.n, " ".join(map(str, of.seeds))]
+        about = {"task": of.task.name, "label": of.label, "kind": of.kind, "n": row.n}
+        about["seeds"] = " ".join(map(str, of.seeds))
         for column in table.columns:
             cell = row.cells[column.key]
-            numbers = [getattr(interval, f, None) for interval in (cell.value, cell.gap) for f in fields]
-            writer.writerow([*about, column.key, column.unit, *numbers, cell.reason])
+            numbers = {f: getattr(cell.value, f, None) for f in fields}
+            gaps = {f"gap_{f}": getattr(cell.gap, f, None) for f in fields}
+            found.append(about | {"metric": column.key, "unit": column.unit} | numbers | gaps | {"reason": cell.reason})
+    return found
+
+
+def to_csv(table: Table) -> str:
+    """The table as CSV, a line for each row and figure; what is missing stays empty, with its reason."""
+    text, rows = io.StringIO(), records(table)
+    writer = csv.DictWriter(text, rows[0] if rows else ["task"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()
 
 
