@@ -19,7 +19,7 @@ from unsharp.models import MODELS
 from unsharp.registry import summary
 from unsharp.sharpness import RULES, SAM
 
-EXTRAS = {"vision": ("torchvision", "timm"), "language": ("transformers",)}
+EXTRAS = {"vision": ("torchvision", "timm"), "language": ("transformers", "peft", "accelerate")}
 
 
 def listing(what: str) -> list[dict[str, str]]:
