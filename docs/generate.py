@@ -21,10 +21,11 @@ import torch
 from torch import nn
 
 import unsharp
-from unsharp import cli, commands_memorize, commands_theory, commands_tune, options
+from unsharp import cli, commands_language, commands_memorize, commands_theory, commands_tune, options
 from unsharp.data import SOURCES, ImageSamples
 from unsharp.difficulty.proxies import PROXIES
 from unsharp.evaluation import METRICS
+from unsharp.language.objectives import OBJECTIVES
 from unsharp.methods import METHODS, Method, PhasedMethod, Problem
 from unsharp.models import MODELS
 from unsharp.phases import Phase
@@ -169,6 +170,22 @@ def about(kind: str, name: str) -> str:
     return "\n\n".join(text)
 
 
+def objectives() -> str:
+    """Every objective of language unlearning in a line."""
+    rows = [[f"`{n}`", summary(c), c.formula, c.source] for n, c in OBJECTIVES.items()]
+    return table(["objective", "what it does", "loss", "source"], rows)
+
+
+def objective_parameters() -> str:
+    """The parameters of the objectives."""
+    rows = [
+        [f"`{n}`", f"`--{option(f.name)}`", f"`{f.default!r}`", described(c, f.name)]
+        for n, c in OBJECTIVES.items()
+        for f in dataclasses.fields(c)
+    ]
+    return table(["objective", "option", "default", "meaning"], rows)
+
+
 def proxies() -> str:
     """Every proxy of memorization in a line."""
     rows = [[f"[`{n}`]({n}.md)", summary(c), c.formula] for n, c in PROXIES.items()]
@@ -253,7 +270,7 @@ def option(field: str) -> str:
 def texts() -> dict[str, str]:
     """What stands under the fields of the classes of options, by `Class.field`."""
     found: dict[str, str] = {}
-    for module in (cli, commands_memorize, commands_theory, commands_tune, options):
+    for module in (cli, commands_language, commands_memorize, commands_theory, commands_tune, options):
         classes = (node for node in ast.parse(inspect.getsource(module)).body if isinstance(node, ast.ClassDef))
         for cls in classes:
             for field, text in itertools.pairwise(cls.body):
@@ -309,6 +326,8 @@ BLOCKS: dict[str, Callable[..., str]] = {
         rules,
         rules_compared,
         about,
+        objectives,
+        objective_parameters,
         proxies,
         proxies_compared,
         about_proxy,

@@ -24,6 +24,7 @@ from unsharp import config, runtime
 from unsharp.commands_alpha import SuggestAlpha
 from unsharp.commands_attack import Attack
 from unsharp.commands_landscape import Landscape
+from unsharp.commands_language import Language
 from unsharp.commands_memorize import Memorize
 from unsharp.commands_relearn import Relearn
 from unsharp.commands_theory import Theory
@@ -280,10 +281,10 @@ class ForgetCommand(Common, Data, Network, Forget, Method):  # pyright: ignore[r
 
 @dataclass(kw_only=True)
 class List:
-    """List what is registered: methods, rules, metrics, data, models, proxies."""
+    """List what is registered: methods, rules, metrics, data, models, proxies, objectives."""
 
     what: tyro.conf.Positional[str] = "methods"
-    """methods, rules, metrics, data, models or proxies."""
+    """methods, rules, metrics, data, models, proxies, or the objectives of language models."""
     json: bool = False
     """Print one JSON object on standard output."""
 
@@ -357,6 +358,7 @@ COMMANDS: dict[str, type] = {
     "attack": Attack,
     "report": Report,
     "forget": ForgetCommand,
+    "language": Language,
     "theory": Theory,
     "list": List,
     "show": Show,
