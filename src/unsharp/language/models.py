@@ -72,8 +72,9 @@ def load(
 
 def save(directory: str | Path, model: nn.Module, tokenizer: Any) -> None:
     """Write model (or its adapters alone) and tokenizer as safetensors, into a directory that `load` reads."""
-    for part in (model, tokenizer):
-        part.save_pretrained(str(directory))  # pyright: ignore[reportCallIssue]
+    with _quiet(package("transformers")):
+        for part in (model, tokenizer):
+            part.save_pretrained(str(directory))  # pyright: ignore[reportCallIssue]
 
 
 def with_adapters(model: nn.Module, lora: LoRA, seed: int) -> nn.Module:
