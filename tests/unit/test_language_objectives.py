@@ -263,6 +263,58 @@ def test_the_rule_perturbs_what_sharpness_says(sharpness: str):
         torch.testing.assert_close(found[name], w - 0.1 * g * 0.5 / (norm + 1e-6), rtol=1e-9, atol=1e-10)
 
 
+def step_of(problem: Problem, **how: Any) -> torch.Tensor:
+    """The gradient of one step on all texts, all weights in a row."""
+    plain = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "clip_norm": 1e9}
+    after = problem.weights_after("npo", epochs=1, batch_size=4, lr=1.0, sharpness="sum", **plain, **how)
+    return torch.cat([(w - after[name]).flatten() for name, w in problem.model.named_parameters()]).detach()
+
+
+def test_sam_and_the_gradient_penalty_of_its_radius_agree_to_first_order():
+    problem, distances = Problem(double=True), []
+    plain = step_of(problem)
+    for rho in (1e-3, 5e-4):
+        sam = step_of(problem, rule="sam", rho=rho) - plain
+        penalty = step_of(problem, rule="gradient_penalty", penalty=rho) - plain
+        distances.append(((sam - penalty).norm() / penalty.norm()).item())
+    assert distances[0] < 0.05
+    assert distances[1] == pytest.approx(distances[0] / 2, rel=0.2)
+
+
+@pytest.mark.parametrize("rule", ["gradient_penalty", "curvature"])
+def test_penalties_have_the_gradient_of_finite_differences(rule: str):
+    problem, penalty, distance = Problem(double=True), 0.3, 0.1
+    samples, model = problem.samples, problem.model
+    params, before = list(model.parameters()), answer_losses(model, samples.batch(samples.forget), "sum").detach()
+
+    def loss_at(offset: torch.Tensor) -> tuple[float, torch.Tensor]:
+        moved = copy.deepcopy(model)
+        with torch.no_grad():
+            for p, o in zip(moved.parameters(), offset.split([p.numel() for p in params])):
+                p += o.view(p.shape)
+        now = answer_losses(moved, samples.batch(samples.forget), "sum")
+        loss = (20 * nn.functional.softplus(-0.1 * (now - before))).mean()
+        loss = loss + answer_losses(moved, samples.batch(samples.retain), "mean").mean()
+        return loss.item(), torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(moved.parameters()))])
+
+    g0 = loss_at(torch.zeros(sum(p.numel() for p in params), dtype=torch.float64))[1]
+    way = distance * g0 / g0.norm()
+
+    def penalised(offset: torch.Tensor) -> float:
+        loss, g = loss_at(offset)
+        return loss + penalty * (g if rule == "gradient_penalty" else loss_at(offset + way)[1] - g).norm().item()
+
+    found = step_of(
+        problem, rule=rule, penalty=penalty, **({} if rule == "gradient_penalty" else {"distance": distance})
+    )
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        along = torch.randn(g0.shape, generator=draw, dtype=torch.float64) + 5 * g0 / g0.norm()
+        slope = (penalised(1e-5 * along) - penalised(-1e-5 * along)) / 2e-5
+        assert (found @ along).item() == pytest.approx(slope, rel=1e-4)
+        assert (g0 @ along).item() != pytest.approx(slope, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("objective", "rule"), [("npo", "sam"), ("npo", "gradient_penalty"), ("dpo", "none"), ("rmu", "sam")]
 )
