@@ -25,6 +25,7 @@ from unsharp import cli, options
 from unsharp.data import SOURCES, ImageSamples
 from unsharp.difficulty.proxies import PROXIES
 from unsharp.evaluation import METRICS
+from unsharp.language.objectives import OBJECTIVES
 from unsharp.methods import METHODS, Method, PhasedMethod, Problem
 from unsharp.models import MODELS
 from unsharp.phases import Phase
@@ -179,6 +180,22 @@ def about(kind: str, name: str) -> str:
     return "\n\n".join(text)
 
 
+def objectives() -> str:
+    """Every objective of language unlearning in a line."""
+    rows = [[f"`{n}`", summary(c), c.formula, c.source] for n, c in OBJECTIVES.items()]
+    return table(["objective", "what it does", "loss", "source"], rows)
+
+
+def objective_parameters() -> str:
+    """The parameters of the objectives."""
+    rows = [
+        [f"`{n}`", f"`--{option(f.name)}`", f"`{f.default!r}`", described(c, f.name)]
+        for n, c in OBJECTIVES.items()
+        for f in dataclasses.fields(c)
+    ]
+    return table(["objective", "option", "default", "meaning"], rows)
+
+
 def proxies() -> str:
     """Every proxy of memorization in a line."""
     rows = [[f"[`{n}`]({n}.md)", summary(c), c.formula] for n, c in PROXIES.items()]
@@ -320,6 +337,8 @@ BLOCKS: dict[str, Callable[..., str]] = {
         rules,
         rules_compared,
         about,
+        objectives,
+        objective_parameters,
         proxies,
         proxies_compared,
         about_proxy,

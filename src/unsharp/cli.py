@@ -25,6 +25,7 @@ from unsharp.commands_alpha import SuggestAlpha
 from unsharp.commands_attack import Attack
 from unsharp.commands_audit import Purge, Verify
 from unsharp.commands_landscape import Landscape
+from unsharp.commands_language import Language
 from unsharp.commands_memorize import Memorize
 from unsharp.commands_relearn import Relearn
 from unsharp.commands_robustness import RobustnessCommand
@@ -316,10 +317,10 @@ class ForgetCommand(Common, Data, Network, Forget, Method):  # pyright: ignore[r
 
 @dataclass(kw_only=True)
 class List:
-    """List what is registered (methods, rules, metrics, data, models, proxies), or the runs below a directory."""
+    """List what is registered (methods, rules, metrics, data, models, proxies, objectives), or the runs below a path."""
 
     what: tyro.conf.Positional[str] = "methods"
-    """methods, rules, metrics, data, models, proxies or runs."""
+    """methods, rules, metrics, data, models, proxies, objectives (of language models) or runs."""
     where: tyro.conf.Positional[str] = "runs"
     """With runs: the directory that holds them."""
     json: bool = False
@@ -402,6 +403,7 @@ COMMANDS: dict[str, type] = {
     "sweep": Sweep,
     "verify": Verify,
     "purge": Purge,
+    "language": Language,
     "theory": Theory,
     "list": List,
     "show": Show,

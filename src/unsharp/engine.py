@@ -198,6 +198,9 @@ class Loop:
             that acts in most epochs, among these the first.
         alternate: The phases of a turn step one after another on each step's batches, each with an optimiser of its
             own at the weights to which the one before it has moved, and each with its decay.
+        leading: The stream that an epoch runs through once, in the turns that read it.
+        widen: Perturb weights in half precision in float32, and compute such passes in it: the grid of half precision
+            is so coarse that most of a small perturbation would be lost. The inputs must suit both, as tokens do.
 
     Raises:
         UserError: if no phase has anything to do, nothing is trainable, a region does not fit the model, or phases in
@@ -214,8 +217,11 @@ class Loop:
         make_optimizer: MakeOptimizer | None = None,
         separate_states: bool = False,
         alternate: bool = False,
+        leading: str = RETAIN,
+        widen: bool = False,
     ) -> None:
         self.model = model
+        self._leading = leading
         self.config = config
         self.phases = [phase for phase in phases if phase.objective.streams]
         if not self.phases:
@@ -229,6 +235,7 @@ class Loop:
         if not named:
             raise UserError("the model has no trainable parameter; set requires_grad on those that may change")
         self._names, self._params = [n for n, _ in named], [p for _, p in named]
+        self._frozen = [p for p in model.parameters() if not p.requires_grad] if widen else None
         self._regions = [region_tensors(dict(named), phase.region) for phase in self.phases]
         self._norms = normalisation_weights(model, self._params)
         for phase, region in zip(self.phases, self._regions):
@@ -396,7 +403,7 @@ class Loop:
         found = []
         for _, members in sorted(turns.items()):
             used = {s for i in members for s in self.phases[i].objective.streams}
-            leading = self.streams[RETAIN if RETAIN in used else min(used)]
+            leading = self.streams[self._leading if self._leading in used else min(used)]
             found.append((members, leading, leading.n_batches))
         return found
 
@@ -565,6 +572,7 @@ class Loop:
             "region": self._regions[i],
             "names": self._names,
             "norms": self._norms,
+            "frozen": self._frozen,
             "leak": phase.leak,
         }
         return Point(
@@ -606,7 +614,7 @@ class Loop:
             with runtime.autocast(self.device, self.config.precision):
                 for term_name, term in objective.terms(self.model, batches, self._moment):
                     (term if self._scaler is None else self._scaler.scale(term)).backward()
-                    values[term_name] = term.detach()
+                    values[term_name] = values.get(term_name, 0) + term.detach()
             runtime.mean_over_ranks([*(p.grad for p in self._params), *values.values()])
             self._passes += share * len(objective.streams)
             note(values)
@@ -635,7 +643,9 @@ class Loop:
 
         def value() -> tuple[Tensor, Tensor]:
             with runtime.autocast(self.device, self.config.precision):
-                terms = dict(objective.terms(self.model, batches, self._moment))
+                terms: dict[str, Tensor] = {}
+                for term_name, term in objective.terms(self.model, batches, self._moment):
+                    terms[term_name] = terms.get(term_name, 0) + term
             total = torch.stack(list(terms.values())).sum()
             values = {term_name: term.detach().clone() for term_name, term in terms.items()}
             runtime.mean_over_ranks(list(values.values()))
@@ -704,11 +714,8 @@ def _pieces(batches: Mapping[str, Batch], n: int) -> list[dict[str, Batch]]:
         raise UserError(
             f"a batch of {smallest} samples cannot be cut into {n} parts; take fewer parts, or more samples"
         )
-    cut = {
-        name: list(zip(*(torch.tensor_split(t, n) for t in (batch.inputs, batch.labels, batch.indices))))
-        for name, batch in batches.items()
-    }
-    return [{name: Batch(*parts[k]) for name, parts in cut.items()} for k in range(n)]
+    cut = {name: batch.split(n) for name, batch in batches.items()}
+    return [{name: parts[k] for name, parts in cut.items()} for k in range(n)]
 
 
 def _all_equal(regions: Sequence[list[Tensor | None] | None]) -> bool:

@@ -14,12 +14,13 @@ from unsharp.data import SOURCES
 from unsharp.difficulty.proxies import PROXIES
 from unsharp.errors import unknown
 from unsharp.evaluation import METRICS
+from unsharp.language.objectives import OBJECTIVES
 from unsharp.methods import METHODS
 from unsharp.models import MODELS
 from unsharp.registry import summary
 from unsharp.sharpness import RULES, SAM
 
-EXTRAS = {"vision": ("torchvision", "timm"), "language": ("transformers",)}
+EXTRAS = {"vision": ("torchvision", "timm"), "language": ("transformers", "peft", "accelerate")}
 
 
 def listing(what: str) -> list[dict[str, str]]:
@@ -31,6 +32,7 @@ def listing(what: str) -> list[dict[str, str]]:
             _parametrised(n, c) | {"hard is": "high" if c.higher_is_harder else "low", "looks at": c.needs}
             for n, c in PROXIES.items()
         ],
+        "objectives": lambda: [_parametrised(n, c) for n, c in OBJECTIVES.items()],
         "metrics": lambda: [
             {
                 "name": n,

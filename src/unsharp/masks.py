@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +19,7 @@ from unsharp.errors import NonFiniteError, UserError, listed, unknown
 from unsharp.models.modes import evaluating
 
 if TYPE_CHECKING:
-    from unsharp.data.samples import Samples
+    from unsharp.data.samples import Batch, Samples
 
 Mask = dict[str, Tensor]
 FILE = "mask.safetensors"
@@ -27,7 +27,14 @@ Select = Literal["largest", "smallest", "random"]
 SELECTS = ("largest", "smallest", "random")
 
 
-def saliency(model: nn.Module, samples: Samples, indices: Sequence[int] | np.ndarray, *, batch_size: int = 256) -> Mask:
+def saliency(
+    model: nn.Module,
+    samples: Samples,
+    indices: Sequence[int] | np.ndarray,
+    *,
+    batch_size: int = 256,
+    loss: Callable[[nn.Module, Batch], Tensor] | None = None,
+) -> Mask:
     """How strongly the loss on some samples pulls at each weight: |sum over the samples of ∇CE|.
 
     Evaluation mode, no augmentation, no autocast; a sum, so that the size of the batches matters only to rounding. The
@@ -38,6 +45,7 @@ def saliency(model: nn.Module, samples: Samples, indices: Sequence[int] | np.nda
         samples: Where the inputs come from.
         indices: Positions in `samples`, at least one.
         batch_size: Samples per pass, at least 1.
+        loss: Sum (0-d) of the losses of a batch's samples; None is the cross-entropy of the logits.
 
     Returns:
         For each trainable parameter, by name, its saliency (its shape; float32, or float64 for a float64 parameter).
@@ -54,16 +62,20 @@ def saliency(model: nn.Module, samples: Samples, indices: Sequence[int] | np.nda
         raise UserError("indices is empty; a saliency needs at least one sample")
     params = _trainable(model)
     sums = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in params.values()]
-    device = runtime.device_of(model)
+    device, summed = runtime.device_of(model), loss or _summed_cross_entropy
     with evaluating(model), torch.enable_grad(), runtime.full_float32(), torch.autocast(device.type, enabled=False):
         for batch in evaluation_batches(samples, np.asarray(indices), batch_size):
-            loss = nn.functional.cross_entropy(model(batch.inputs), batch.labels, reduction="sum")
-            for total, grad in zip(sums, torch.autograd.grad(loss, list(params.values()), allow_unused=True)):
+            found = torch.autograd.grad(summed(model, batch), list(params.values()), allow_unused=True)
+            for total, grad in zip(sums, found):
                 if grad is not None:
                     total += grad
-    found = {name: total.abs_() for name, total in zip(params, sums)}
-    _refuse_non_finite(found)
-    return found
+    values = {name: total.abs_() for name, total in zip(params, sums)}
+    _refuse_non_finite(values)
+    return values
+
+
+def _summed_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
+    return nn.functional.cross_entropy(model(batch.inputs), batch.labels, reduction="sum")
 
 
 def saliency_mask(

@@ -18,6 +18,10 @@ from unsharp.difficulty import ForgetConfig
 from unsharp.difficulty.proxies import PROXIES
 from unsharp.engine import OptimizerConfig
 from unsharp.errors import UserError
+from unsharp.language.config import LanguageConfig, LoRA
+from unsharp.language.config import configure as configure_language
+from unsharp.language.objectives import OBJECTIVES
+from unsharp.language.texts import TextFormat
 from unsharp.methods import METHODS
 from unsharp.models import ModelConfig
 from unsharp.published import published_settings
@@ -82,7 +86,7 @@ def _described(cls: type, field: str) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
-    return "" if field.default in (None, dataclasses.MISSING) else f"(default: {field.default})"
+    return "" if field.default in (None, dataclasses.MISSING) else f"(default: {field.default})".replace("\n", "\\n")
 
 
 def _metavar(kind: Any) -> str:
@@ -117,6 +121,16 @@ OptimizerFields = _group("OptimizerFields", "The optimiser.", {"optimizer": Opti
 MethodFields = _group("MethodFields", "Parameters of the methods.", METHODS)
 ProxyFields = _group("ProxyFields", "Parameters of the proxies.", PROXIES)
 RuleFields = _group("RuleFields", "Parameters of the rules.", RULES)
+ObjectiveFields = _group("ObjectiveFields", "Parameters of the objectives.", OBJECTIVES)
+LanguageFields = _group(
+    "LanguageFields",
+    "The loop.",
+    {"language": LanguageConfig},
+    OWN_OPTION | dict.fromkeys((*PAIRS, "objective", "lora", "channels_last"), ""),
+)
+LORA_NAMES = {f.name: f"lora_{f.name}" for f in dataclasses.fields(LoRA)}
+LoRAFields = _group("LoRAFields", "The adapters.", {"lora": LoRA}, LORA_NAMES)
+FormFields = _group("FormFields", "The texts.", {"texts": TextFormat})
 AroundFields = _group("AroundFields", "What is measured around a network.", {"landscape": Surroundings})
 
 
@@ -337,6 +351,40 @@ class Method(MethodFields, Rule, OptimizerFields, UnlearnFields):  # pyright: ig
             )
         how = config.load(UnlearnConfig, file)
         return how if self.seed is None else dataclasses.replace(how, seed=self.seed)
+
+
+@dataclass(kw_only=True)
+class Objective(ObjectiveFields, LoRAFields, Rule, OptimizerFields, LanguageFields):  # pyright: ignore[reportGeneralTypeIssues]
+    """Options of the unlearning of a language model."""
+
+    objective: Text = None
+    """What the model is to lose and keep (docs/language.md); npo, if left out."""
+    seed: Count = None
+    """Seed of data order, dropout, adapters, and of what else is drawn; 0, if left out."""
+
+    def language_config(self) -> LanguageConfig:
+        """What the options say. Raises: UserError for one that nobody takes, or a value out of range."""
+        groups = (ObjectiveFields, RuleFields, OptimizerFields, LanguageFields)
+        given = {name: value for group in groups for name, value in _given(self, group).items()}
+        adapters = {name.removeprefix("lora_"): value for name, value in _given(self, LoRAFields).items()}
+        if adapters and "rank" not in adapters:
+            raise UserError("options of LoRA need --lora-rank, which turns it on")
+        return configure_language(
+            self.objective or "npo",
+            rule=self.rule or "none",
+            lora=config.from_dict(LoRA, adapters, "lora") if adapters else None,
+            seed=self.seed or 0,
+            **given,
+        )
+
+
+@dataclass(kw_only=True)
+class Form(FormFields):  # pyright: ignore[reportGeneralTypeIssues]
+    """Options that say how prompts and answers are laid out."""
+
+    def text_format(self) -> TextFormat:
+        """What the options say. Raises: UserError for a value out of range."""
+        return config.from_dict(TextFormat, _given(self, FormFields), "texts")
 
 
 def _option(field: str) -> str:

@@ -51,7 +51,8 @@ class Objective(ABC):
     def terms(self, model: nn.Module, batches: Mapping[str, Batch], at: Moment) -> Iterator[tuple[str, Tensor]]:
         """The named signed terms whose sum is the loss, a pure function of the arguments.
 
-        Each term is sent backward before the next one is asked for, so that only one graph is alive at a time.
+        Each term is sent backward before the next one is asked for, so that only one graph is alive at a time. Terms of
+        one name are parts of one sum, as the parts of a batch that does not fit in memory give them.
         """
 
 

@@ -80,10 +80,28 @@ def test_deletion_request(tmp_path: Path):
     assert (answer / "model.safetensors").is_file()
 
 
+def _put_language_models(place: Path) -> None:
+    """What the page's commands for language models find: small models, and texts in the parts of TOFU."""
+    pytest.importorskip("transformers")
+    sys.path.insert(0, str(ROOT / "tests" / "unit"))
+    import language_models as lm
+
+    from unsharp.language import models
+
+    words = lm.tokenizer()
+    for name in ("tofu", "retrained"):
+        models.save(place / "models" / name, lm.gpt2(len(words)), words)
+    rows = [{"question": p.prompt, "answer": p.answer} for p in lm.facts(0, 8)]
+    asked = [row | {"paraphrased_answer": "There", "perturbed_answer": ["Here"]} for row in rows[:3]]
+    parts = {"forget05": rows[:3], "retain95": rows[3:], "forget05_perturbed": asked}
+    (place / "tofu.json").write_text(json.dumps(parts), encoding="utf-8")
+
+
 @pytest.mark.slow
 def test_the_commands_of_the_page_run_in_order(tmp_path: Path):
     shutil.copy(EXAMPLES / "grid.toml", tmp_path)
     text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    _put_language_models(tmp_path)
     blocks = "\n".join(re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
     paths = os.pathsep.join(p for p in sys.path if p)
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "UNSHARP_STORE": str(tmp_path / "store")}

@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -35,6 +35,11 @@ class Batch:
     inputs: Tensor
     labels: Tensor
     indices: Tensor
+
+    def split(self, n: int) -> list[Batch]:
+        """The batch in n nearly equal parts, every field cut alike."""
+        columns = [torch.tensor_split(getattr(self, f.name), n) for f in fields(self)]
+        return [type(self)(*parts) for parts in zip(*columns)]
 
 
 class Samples(ABC):

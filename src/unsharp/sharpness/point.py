@@ -28,6 +28,9 @@ class Point:
         region: Per tensor a 0/1 mask of the coordinates that may move, or None where all may.
         names: Names of the tensors, for rules that treat some differently.
         norms: Per tensor whether it belongs to a normalisation layer; None where that is not known.
+        frozen: The other tensors that a pass meets, where a pass may be computed in float32: tensors in half precision
+            are then perturbed in it, since most of a small offset would be lost in their own, coarse grid. None
+            perturbs every tensor in its own precision.
         evaluate_perturb: Like `evaluate`, for another objective from which the perturbation comes; it forwards the
             same batches in the same order, since its pass is the one that moves the buffers, unless there is `settle`.
         settle: Sends the batches of the phase's own loss forward alone, to move buffers and random state; given where
@@ -49,6 +52,7 @@ class Point:
         region: Sequence[Tensor | None] | None = None,
         names: Sequence[str] | None = None,
         norms: Sequence[bool] | None = None,
+        frozen: Sequence[Tensor] | None = None,
         evaluate_perturb: Callable[[], Tensor] | None = None,
         settle: Callable[[], None] | None = None,
         value: Callable[[], tuple[Tensor, Tensor]] | None = None,
@@ -73,6 +77,7 @@ class Point:
         self._replay = replay
         self._value = value
         self._parts = parts
+        self._frozen = frozen
         self._whole: Point | None = None
 
     def gradient(self) -> Gradients:
@@ -142,9 +147,33 @@ class Point:
             raise ValueError("nothing was evaluated at this point")
         return self.loss
 
+    def _moved(self, offset: Gradients | None) -> contextlib.AbstractContextManager[None]:
+        """The weights at w + offset meanwhile; afterwards they are w to the bit. `offset` is used up."""
+        if offset is None or self._frozen is None or not any(map(is_half, self.params)):
+            return self._moved_in_place(offset)
+        return self._moved_in_float32(offset)
+
     @contextlib.contextmanager
-    def _moved(self, offset: Gradients | None) -> Iterator[None]:
-        """The weights at w + offset meanwhile; they come back from a copy. `offset` is used up."""
+    def _moved_in_float32(self, offset: Gradients) -> Iterator[None]:
+        """w + offset in float32, and with it all else that a pass meets; w itself stands aside meanwhile."""
+        tensors = [*self.params, *(self._frozen or ())]
+        kept = [p.data for p in tensors]
+        offsets = [*offset, *(None for _ in self._frozen or ())]
+        offset.clear()
+        try:
+            for p, o in zip(tensors, offsets):
+                if is_half(p):
+                    p.data = p.data.float() if o is None else p.data.float().add_(o)
+                elif o is not None:
+                    p.data = p.data + o
+            offsets.clear()
+            yield
+        finally:
+            for p, w in zip(tensors, kept):
+                p.data = w
+
+    @contextlib.contextmanager
+    def _moved_in_place(self, offset: Gradients | None) -> Iterator[None]:
         moved = [(p.data, o) for p, o in zip(self.params, offset or ()) if o is not None]
         weights, offsets = [w for w, _ in moved], [o for _, o in moved]
         kept = [w.clone() for w in weights]
@@ -177,15 +206,24 @@ class Point:
             self._whole._note(loss)
 
 
+def is_half(tensor: Tensor) -> bool:
+    """Whether the tensor holds floats of less than 32 bits."""
+    return tensor.is_floating_point() and tensor.element_size() < 4
+
+
 def take_gradients(params: Sequence[Tensor]) -> Gradients:
-    """Move the gradients out of the parameters, so that the next backward pass starts from none."""
+    """Move the gradients out of the parameters, so that the next backward pass starts from none.
+
+    Those of weights in half precision come in float32, in which rules add and scale them.
+    """
     grads: Gradients = []
     for p in params:
         g = p.grad
         if g is not None and g.is_sparse:
             raise UserError("sparse gradients are not supported: build the embedding with sparse=False")
         # a view into a communication bucket would be overwritten by the next backward pass
-        grads.append(g.clone() if g is not None and g._is_view() else g)
+        g = g.clone() if g is not None and g._is_view() else g
+        grads.append(g.float() if g is not None and is_half(g) else g)
         p.grad = None
     return grads
 

@@ -74,7 +74,7 @@ class MaskedOptimizer:
     def hand_over(self, grads: Gradients) -> None:
         """Put the gradients where the optimiser looks for them; they are consumed."""
         for p, g, idle in zip(self._params, grads, self._idle):
-            p.grad = None if idle else g
+            p.grad = None if idle or g is None else g.to(p.dtype)
         grads.clear()
 
     @torch.no_grad()

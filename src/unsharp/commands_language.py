@@ -1,0 +1,141 @@
+"""The command for language models: make one forget texts, or measure what it still says of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from unsharp.errors import UserError, unknown
+from unsharp.options import Common, Form, Objective, Text
+
+if TYPE_CHECKING:
+    from unsharp.language import Pair
+
+OF_EVALUATION = {"reference", "holdout", "real_authors", "world_facts", "new_tokens"}
+OF_UNLEARNING = {"mask", "refusals", *(f.name for f in dataclasses.fields(Objective))} - {"batch_size"}
+NOT_TAKEN = {"unlearn": OF_EVALUATION, "evaluate": OF_UNLEARNING}
+
+
+@dataclass(kw_only=True)
+class Language(Common, Form, Objective):  # pyright: ignore[reportGeneralTypeIssues]
+    """Make a language model forget texts, or measure what it still says of them."""
+
+    what: tyro.conf.Positional[str]
+    """unlearn or evaluate."""
+    model: str
+    """Model of transformers: a name on the hub, a directory, or an `unlearn` run. It is read only."""
+    forget: str
+    """What is to be forgotten: JSON or JSON Lines, FILE or FILE:PART, with prompts and answers (docs/language.md)."""
+    retain: Text = None
+    """What is to be kept, likewise; unlearn needs it unless --gamma is 0."""
+    out: Text = None
+    """Run directory; named by content under runs/ if left out."""
+    tokenizer: Text = None
+    """Tokenizer: a name or a directory; that beside the model, if left out."""
+    weights: str = "float32"
+    """Precision in which weights are loaded and kept: float32, bf16 or fp16."""
+    local_files_only: bool = False
+    """Ask no hub; take what its cache on this machine has."""
+    mask: Text = None
+    """unlearn: mask over the weights, as masks.save writes it, in place of --mask-fraction."""
+    refusals: Text = None
+    """unlearn: file with a refusal per line, for objectives that refuse; eight short ones, if left out."""
+    reference: Text = None
+    """evaluate: model that was trained without the forgotten texts."""
+    holdout: Text = None
+    """evaluate: texts that no model saw, for membership inference."""
+    real_authors: Text = None
+    """evaluate: questions on real authors with perturbed answers, for the model utility of TOFU."""
+    world_facts: Text = None
+    """evaluate: questions on the world with perturbed answers, likewise."""
+    new_tokens: int = 100
+    """evaluate: tokens of a generated answer at most."""
+
+    def run(self) -> dict[str, Any]:
+        if self.what not in NOT_TAKEN:
+            raise unknown("kind of language", self.what, NOT_TAKEN)
+        others = NOT_TAKEN[self.what]
+        given = [f.name for f in dataclasses.fields(self) if f.name in others and getattr(self, f.name) != f.default]
+        if given:
+            named = " ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UserError(f"{self.what} does not take {named}; leave it out")
+        return self._unlearn() if self.what == "unlearn" else self._evaluate()
+
+    def _unlearn(self) -> dict[str, Any]:
+        from unsharp import cli
+        from unsharp.language import stages
+
+        how, form = self.language_config(), self.text_format()
+        forget, retain = _pairs(self.forget), _pairs(self.retain)
+        refusals = stages.REFUSALS if self.refusals is None else _lines(self.refusals)
+        with cli._setting(self) as at:
+            speaker = self._speaker(self.model, form, at)
+            run = stages.unlearn_model(speaker, forget, retain, how, self.out, at, refusals=refusals, mask=self.mask)
+        record, metrics = run.json(stages.RECORD_FILE), run.json(stages.METRICS_FILE)
+        cost = {k: record[k] for k in ("seconds", "passes", "peak_memory_bytes")}
+        if not self.json:
+            for name in ("forget", "retain"):
+                before, after = (metrics[when][f"{name}_loss"] for when in ("before", "after"))
+                if before is not None:
+                    print(f"{name} loss per token {before:.3f} → {after:.3f}")
+            print(
+                f"{cost['seconds']:.1f} s, {cost['passes']} passes; next: unsharp language evaluate --model {run.path}"
+            )
+        return cli._run_answer(run) | cost | metrics
+
+    def _evaluate(self) -> dict[str, Any]:
+        from unsharp import cli
+        from unsharp.language import stages
+
+        form, texts = self.text_format(), {"forget": _pairs(self.forget)}
+        for name in stages.SETS[1:]:
+            if (path := getattr(self, name)) is not None:
+                texts[name] = _pairs(path)
+        holdout = _pairs(self.holdout)
+        with cli._setting(self) as at:
+            speaker = self._speaker(self.model, form, at)
+            reference = None if self.reference is None else self._speaker(self.reference, form, at)
+            run = stages.evaluate_model(
+                speaker,
+                texts,
+                self.out,
+                at,
+                reference=reference,
+                holdout=holdout,
+                batch_size=8 if self.batch_size is None else self.batch_size,
+                new_tokens=self.new_tokens,
+            )
+        metrics = run.json(stages.METRICS_FILE)
+        if not self.json:
+            print(stages.shown(metrics))
+        return cli._run_answer(run) | metrics
+
+    def _speaker(self, name: str, form: Any, at: Any) -> Any:
+        from unsharp.language.stages import open_speaker
+
+        return open_speaker(
+            name,
+            form,
+            at,
+            tokenizer=self.tokenizer,
+            weights=self.weights,
+            local_files_only=self.local_files_only,
+        )
+
+
+def _pairs(path: str | None) -> Sequence[Pair]:
+    from unsharp.language import read_pairs
+
+    return [] if path is None else read_pairs(path)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"refusals {path} cannot be read ({error}); give a text file with one per line") from None

@@ -1,0 +1,22 @@
+"""Language models: the same rules, masks and loop on causal models of transformers, with objectives of their own."""
+
+from unsharp.language.config import LanguageConfig, LoRA, configure
+from unsharp.language.objectives import OBJECTIVES, LanguageObjective
+from unsharp.language.samples import TextBatch, TextSamples
+from unsharp.language.texts import Pair, TextFormat, encode, read_pairs
+from unsharp.language.unlearn import unlearn
+
+__all__ = [
+    "OBJECTIVES",
+    "LanguageConfig",
+    "LanguageObjective",
+    "LoRA",
+    "Pair",
+    "TextBatch",
+    "TextFormat",
+    "TextSamples",
+    "configure",
+    "encode",
+    "read_pairs",
+    "unlearn",
+]

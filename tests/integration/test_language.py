@@ -1,0 +1,150 @@
+"""The language command: a small model forgets, is measured beside a retrained one, and mistakes are refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from .helpers import call, done
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+
+import language_models as lm
+
+from unsharp.language import models
+from unsharp.language.likelihood import answer_losses
+
+pytest.importorskip("transformers")
+QUICK = ("--threads", "1", "--quiet", "--template", "plain")
+
+
+def rows(first: int, n: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "question": pair.prompt,
+            "answer": pair.answer,
+            "paraphrased_answer": f"The home is {pair.answer.split()[3]}",
+            "perturbed_answer": ["The home is Turin", "Nobody lives in Lima"],
+        }
+        for pair in lm.facts(first, n)
+    ]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained and a retrained model, and texts."""
+    place = tmp_path_factory.mktemp("language")
+    parts = {"forget": rows(0, 4), "retain": rows(4, 4), "holdout": rows(8, 4)}
+    (place / "texts.json").write_text(json.dumps(parts))
+    words = lm.tokenizer()
+    for name, known in (("model", lm.facts(0, 8)), ("retrained", lm.facts(4, 4))):
+        torch.manual_seed(0)
+        model = lm.gpt2(len(words), context=80)
+        samples = lm.samples(model, words, [], known)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for _ in range(80):
+            optimizer.zero_grad()
+            answer_losses(model, samples.batch(np.arange(len(samples))), "mean").mean().backward()
+            optimizer.step()
+        models.save(place / name, model, words)
+    return place
+
+
+def unlearn(place: Path, *more: object) -> tuple[object, ...]:
+    texts = place / "texts.json"
+    return (
+        *("language", "unlearn", "--model", place / "model", "--forget", f"{texts}:forget"),
+        *("--retain", f"{texts}:retain", "--batch-size", 4, *QUICK, *more),
+    )
+
+
+def test_a_model_forgets_and_is_measured_beside_a_retrained_one(place: Path):
+    out, texts = place / "forgotten", place / "texts.json"
+    how = ("--objective", "npo", "--rule", "sam", "--rho", 0.01, "--epochs", 12, "--lr", 0.001, "--gamma", 5)
+    before = {path.name: path.read_bytes() for path in (place / "model").iterdir()}
+    answer = done(*unlearn(place, *how, "--micro-batch", 3, "--out", out, "--json")).json
+    assert answer["after"]["forget_loss"] > answer["before"]["forget_loss"] + 0.5
+    assert answer["after"]["retain_loss"] < answer["before"]["retain_loss"] + 0.6
+    assert not answer["reused"]
+    assert done(*unlearn(place, *how, "--micro-batch", 3, "--out", out, "--json")).json["reused"]
+    assert {path.name: path.read_bytes() for path in (place / "model").iterdir()} == before
+    asked = ("language", "evaluate", "--forget", f"{texts}:forget", "--retain", f"{texts}:retain", "--new-tokens", 12)
+    whole = (*asked, "--model", out, "--holdout", f"{texts}:holdout", "--real-authors", f"{texts}:retain")
+    beside = ("--world-facts", f"{texts}:retain", "--reference", place / "retrained", *QUICK)
+    found = done(*whole, *beside, "--out", place / "measured", "--json").json
+    original = done(*asked, "--model", place / "model", *QUICK, "--out", place / "original", "--json").json
+    assert original["model"]["forget"]["exact_memorization"] > 0.9
+    assert found["model"]["forget"]["exact_memorization"] < original["model"]["forget"]["exact_memorization"]
+    assert found["model"]["forget"]["probability"] < original["model"]["forget"]["probability"]
+    assert 0 <= found["forget_quality"] <= 1
+    assert 0 < found["model"]["model_utility"] <= 1
+    assert set(found["reference"]["membership"]) == {"loss", "zlib", "min_k", "min_k_plus"}
+    assert original["forget_quality"] is None
+    assert "no retrained model" in original["why_no_forget_quality"]
+    said = done(*asked, "--model", place / "model", *QUICK, "--out", place / "original").out
+    assert "Retrained" in said
+    assert "forget quality none: no retrained model" in said
+
+
+def test_adapters_are_trained_and_measured(place: Path):
+    out, texts = place / "adapted", place / "texts.json"
+    done(*unlearn(place, "--objective", "idk_dpo", "--lora-rank", 2, "--epochs", 1, "--out", out))
+    assert (out / "model" / "adapter_model.safetensors").is_file()
+    assert not (out / "model" / "model.safetensors").exists()
+    found = done(
+        *("language", "evaluate", "--model", out, "--forget", f"{texts}:forget", "--new-tokens", 2, *QUICK),
+        *("--out", place / "adapted-measured", "--json"),
+    ).json
+    assert found["model"]["model_utility"] is None
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--objective", "dpo"), "has no preferred answer"),
+        (("--objective", "nothing"), "unknown objective"),
+        (("--margin", 1), "unknown setting for npo"),
+        (("--max-length", 5), "tokens"),
+        (("--lora-scale", 2), "need --lora-rank"),
+        (("--reference", "x"), "unlearn does not take --reference"),
+        (("--mask", "nowhere.safetensors"), "does not exist"),
+        (("--weights", "int8"), "unknown weights"),
+        (("--template", "chat"), "no chat template"),
+        (("--mask-fraction", 2), "mask fraction"),
+    ],
+)
+def test_mistakes_are_refused_and_leave_nothing(place: Path, more: tuple[object, ...], said: str):
+    answer = call(*unlearn(place, *more, "--out", place / "refused"))
+    assert answer.code == 2, answer.err
+    assert said in answer.err
+    assert not (place / "refused").exists()
+
+
+def test_texts_that_do_not_fit_are_refused(place: Path, tmp_path: Path):
+    texts = place / "texts.json"
+    both = call("language", "unlearn", "--model", place / "model", "--forget", f"{texts}:forget", *QUICK)
+    assert (both.code, "give some, or gamma 0" in both.err) == (2, True)
+    both = call(*unlearn(place, "--retain", f"{texts}:forget"))
+    assert (both.code, "are in forget and in retain" in both.err) == (2, True)
+    empty = tmp_path / "empty.json"
+    empty.write_text('[{"question": "Who?", "answer": ""}]')
+    both = call(*unlearn(place, "--forget", empty))
+    assert (both.code, "has an empty answer" in both.err) == (2, True)
+    words = lm.tokenizer_for(["other words entirely"] * 3 + [f"word{i} thing{i}" for i in range(400)], 900)
+    words.save_pretrained(tmp_path / "other")
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps([{"question": "word77?", "answer": " ".join(f"word{i}" for i in range(99))}]))
+    both = call(*unlearn(place, "--tokenizer", tmp_path / "other", "--forget", other, "--too-long", "cut"))
+    assert (both.code, "the tokenizer does not fit the model" in both.err) == (2, True), both.err
+    both = call(
+        "language", "evaluate", "--model", "nobody/nothing", "--forget", f"{texts}:forget", "--local-files-only"
+    )
+    assert (both.code, "no such directory" in both.err) == (2, True)
+    both = call("language", "ponder", "--model", "x", "--forget", "y")
+    assert (both.code, "unknown kind of language" in both.err) == (2, True)
