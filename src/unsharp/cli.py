@@ -317,7 +317,7 @@ class ForgetCommand(Common, Data, Network, Forget, Method):  # pyright: ignore[r
 
 @dataclass(kw_only=True)
 class List:
-    """List what is registered (methods, rules, metrics, data, models, proxies, objectives), or the runs below a path."""
+    """List what is registered (methods, rules, metrics, data, models, proxies, objectives), or the runs in a folder."""
 
     what: tyro.conf.Positional[str] = "methods"
     """methods, rules, metrics, data, models, proxies, objectives (of language models) or runs."""
