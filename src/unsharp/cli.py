@@ -572,7 +572,7 @@ def _subject(options: Any, checkpoint: str, at: Any, train_config: str | None = 
     )
 
 
-def _forget_set(options: Forget, subject: Any) -> Any:
+def _forget_set(options: Any, subject: Any) -> Any:
     from unsharp.audit.keyed import open_key
     from unsharp.audit.record import forgotten_before
     from unsharp.difficulty import choose

@@ -353,11 +353,7 @@ def evaluate_run(
     subject = load_subject(unlearned.path, at.device, data_config=data_config, train=train_config)
     forget = read_split(unlearned.path, subject.splits.train)
     record = config.from_dict(Record, unlearned.json(RECORD_FILE))
-    before = (
-        None
-        if original is None
-        else load_subject(original, at.device, data_config=subject.origin.data, like=subject.origin)
-    )
+    before = None if original is None else subject.beside(original)
     settings = {
         "checkpoint": subject.digest,
         "original": None if before is None else before.digest,

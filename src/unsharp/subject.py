@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from unsharp import checkpoints, config, data, models
+from unsharp import checkpoints, config, data, models, runtime
 from unsharp.checkpoints import MODEL_FILE
 from unsharp.data import DataConfig, Samples, Splits
 from unsharp.difficulty import ForgetSet
@@ -98,6 +98,11 @@ class Subject:
     ) -> Outputs:
         """What `model` says about the retained, the forgotten and the test samples of these data, as `outputs` does."""
         return outputs(model, self.splits.train, self.splits.test, forget, features=features, say=say)
+
+    def beside(self, checkpoint: str | Path) -> Subject:
+        """Another network of the same making, such as the original of one that forgot, on the same data and device."""
+        device = runtime.device_of(self.model)
+        return load_subject(checkpoint, device, data_config=self.origin.data, like=self.origin)
 
 
 def load_subject(

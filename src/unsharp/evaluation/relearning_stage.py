@@ -206,7 +206,7 @@ def relearn_run(
             "give --train-config"
         )
     forget = read_split(unlearned.path, subject.splits.train)
-    before = None if original is None else load_subject(original, at.device, data_config=subject.origin.data)
+    before = None if original is None else subject.beside(original)
     others = None if other is None else data.load(other, at.device).train
     attacks = plan.attacks(subject.splits.train, forget.indices, subject.splits.test, others)
     settings = {

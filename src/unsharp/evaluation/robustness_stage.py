@@ -59,7 +59,7 @@ def robustness_run(
     stages._check_store(at)
     subject = load_subject(unlearned.path, at.device, data_config=data_config, train=train_config)
     forget = stages.read_split(unlearned.path, subject.splits.train)
-    before = None if original is None else load_subject(original, at.device, data_config=subject.origin.data)
+    before = None if original is None else subject.beside(original)
     sets = task_sets(subject.splits.train, subject.splits.test, forget)
     how.taken(sets)
     settings = {

@@ -64,7 +64,7 @@ def look_around(
     models: dict[str, nn.Module] = {UNLEARNED: subject.model}
     before = None
     if original is not None:
-        before = load_subject(original, at.device, data_config=subject.origin.data)
+        before = subject.beside(original)
         models = {ORIGINAL: before.model, **models}
         same_architecture(models)
         if before.digest != unlearned.config["checkpoint"]:
