@@ -407,7 +407,8 @@ def test_24_cells_killed_at_20_random_moments(backend: str, tmp_path: Path) -> N
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="g-", ignore_cleanup_errors=True) as place:
         start = time.monotonic()
         first = Sweep("local", tmp_path / "undisturbed", place)
-        assert first.process.wait(1800) == 0, first.process.communicate()
+        _, error = first.process.communicate(timeout=1800)
+        assert first.process.returncode == 0, error
         seconds = time.monotonic() - start
         assert len(rows(tmp_path / "undisturbed")) == 24
         run = 0
