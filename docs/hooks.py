@@ -35,8 +35,13 @@ def outside() -> dict[str, str]:
         "benchmarks/README.md": "benchmarks/index.md",
     }
     for folder in ("examples", "benchmarks"):
-        pages |= {f"{folder}/{p.name}": f"{folder}/{p.stem}.md" for p in sorted((ROOT / folder).glob("*.py"))}
+        pages |= {f"{folder}/{p.name}": f"{folder}/{p.stem}.md" for p in files(ROOT / folder)}
     return pages
+
+
+def files(folder: Path) -> list[Path]:
+    """The scripts and grids of a folder."""
+    return sorted(p for p in folder.iterdir() if p.suffix in (".py", ".toml"))
 
 
 def reports() -> dict[str, str]:
@@ -49,7 +54,7 @@ def text_of(source: str) -> str:
     """The Markdown of a file outside docs/."""
     path = ROOT / source
     if path.is_dir():
-        lines = [f"- [{p.name}]({source}/{p.name}): {first_line(p)}" for p in sorted(path.glob("*.py"))]
+        lines = [f"- [{p.name}]({source}/{p.name}): {first_line(p)}" for p in files(path)]
         return "\n".join([f"# {source.capitalize()}", "", *lines, ""])
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".md":
@@ -58,8 +63,8 @@ def text_of(source: str) -> str:
 
 
 def first_line(path: Path) -> str:
-    """The first sentence of a script's docstring."""
-    return path.read_text(encoding="utf-8").removeprefix('"""').splitlines()[0]
+    """The first sentence of a script's docstring, or of a grid's first comment."""
+    return path.read_text(encoding="utf-8").removeprefix('"""').removeprefix("# ").splitlines()[0]
 
 
 def reference() -> str:

@@ -62,7 +62,7 @@ class SAUL(PhasedMethod):
         "step with −λ·∇L_F(w+ε_F), if λ > 0, and with ∇L_R(w+ε_R)"
     )
     default_rule: ClassVar[str] = "sam"
-    tunable: ClassVar[Mapping[str, Sequence[Any]]] = {"level": (0.5, 1.0, 2.0, 3.0, 4.0)}
+    tunable: ClassVar[Mapping[str, Sequence[Any]]] = {"forget_level": (0.5, 1.0, 2.0, 3.0, 4.0)}
     separate_states: ClassVar[bool] = True
 
     forget_level: float | None = None

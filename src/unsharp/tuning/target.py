@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import expit, logit
 
 from unsharp.difficulty.kinds import ScoreKind, kind_named
 from unsharp.errors import UserError, listed, unknown
@@ -161,6 +159,9 @@ def shifted(chance: np.ndarray, mean: float) -> np.ndarray:
         chance: (n,) float64 in [0, 1].
         mean: In [0, 1].
     """
+    from scipy.optimize import brentq
+    from scipy.special import expit, logit
+
     at = logit(np.clip(chance, EDGE, 1 - EDGE))
     goal = float(np.clip(mean, EDGE, 1 - EDGE))
     shift = brentq(lambda b: float(expit(at + b).mean()) - goal, -30.0, 30.0)
