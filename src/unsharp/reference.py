@@ -119,6 +119,9 @@ def retrain(
     lacks = [forget.hash, *([] if forget.before is None else [forget.before.absent.hash])]
     run = artifacts.perform(path, "retrain", settings, keep, provenance={"lacks": lacks}, force=force, wait=True)
     weights, _ = checkpoints.load_weights(run.file(MODEL_FILE))
+    # Training may have changed the order of the weights in memory, and with it the last bits of what is computed: one
+    # that was just made is to answer as one that is found.
+    model._apply(lambda t: t.clone(memory_format=torch.contiguous_format))
     checkpoints.load_into(model, weights, str(run.path))
     return Reference(model.eval(), config.from_dict(Record, run.json(RECORD_FILE)), run)
 
