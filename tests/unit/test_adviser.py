@@ -68,12 +68,15 @@ def bench(network: nn.Module, how: unlearning.UnlearnConfig) -> adviser._Bench:
 # --- the clock --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"dampening": 0.3}, {"nesterov": True}])
-@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize(
+    ("momentum", "options"),
+    [
+        *((momentum, options) for momentum in (0.0, 0.5, 0.9) for options in ({}, {"dampening": 0.3})),
+        *((momentum, {"nesterov": True}) for momentum in (0.5, 0.9)),  # torch has none without momentum
+    ],
+)
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "step"])
 def test_effective_steps_are_how_far_an_optimiser_goes_under_a_constant_gradient(momentum, schedule, options) -> None:
-    if options.get("nesterov") and momentum == 0:
-        pytest.skip("torch has no Nesterov step without momentum")
     how = run(
         momentum=momentum, schedule=schedule, warmup=0.2 if schedule == "linear" else 0.0, options=options, lr=0.5
     )
