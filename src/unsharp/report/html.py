@@ -14,7 +14,7 @@ from unsharp.methods.base import METHODS
 from unsharp.registry import summary
 from unsharp.report import figures, provenance
 from unsharp.report.groups import Group, method_title
-from unsharp.report.page import TEMPLATE, sorting
+from unsharp.report.page import page
 from unsharp.report.tables import Cell, Column, Grid, Table, footnote, grids, number, strength, summarise
 from unsharp.report.verdict import SCALE, verdicts
 from unsharp.sharpness.base import RULES
@@ -98,18 +98,11 @@ def write_report(
 
 def render(table: Table, *, title: str = "Unlearning report", show_samples: bool = False) -> str:
     """The page as text; the same bytes for the same table. Args: as `write_report`."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     groups = [row.group for row in table.of_kind("unlearned")]
     notes: list[str] = []
-    script, allowed = sorting()
-    return environment.get_template(TEMPLATE).render(
-        script=script,
-        allowed=allowed,
+    return page(
+        "evaluation.html",
+        sortable=True,
         title=title,
         groups=groups,
         tasks=list({g.task: g for g in groups}.values()),

@@ -11,7 +11,7 @@ from scipy.special import stdtrit
 
 from unsharp.index import FIGURES, WITH_GAP, Index
 from unsharp.report.groups import _short
-from unsharp.report.page import page, sorting
+from unsharp.report.page import page
 
 HEADS = {
     "retain_accuracy": "Retain (%)",
@@ -61,14 +61,12 @@ def mean_intervals(groups: Sequence[Sequence[float | None]]) -> list[tuple[float
 
 def render(index: Index, *, title: str) -> str:
     """The page as text."""
-    script, allowed = sorting()
     rows = records(index)
     evaluated = sum(row["n"] for row in rows)
     return page(
         "overview.html",
         title=title,
-        script=script,
-        allowed=allowed,
+        sortable=True,
         headline=f"{_counted(evaluated, 'evaluated network')} in {_counted(len(rows), 'setting')}.",
         heads=list(HEADS.values()),
         rows=[_line(row) for row in rows],

@@ -1,18 +1,23 @@
-"""Pages that are not about evaluated runs: a template of their own in the style of the report."""
+"""Offline pages: each a template that fills the frame of `base.html`, in one style."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
-TEMPLATE, SCRIPT = "template.html", "sort.js"
+STYLE, SCRIPT = "style.css", "sort.js"
 
 
-def page(template: str, **values: Any) -> str:
-    """Fill a template of this folder; every value is escaped unless it is `markup`, and none may be missing."""
+def page(template: str, *, sortable: bool = False, **values: Any) -> str:
+    """Fill a template of this folder; every value is escaped unless it is `markup`, and none may be missing.
+
+    Args:
+        template: Name of the file.
+        sortable: Whether its tables can be sorted, by the only script that the page then allows.
+        **values: What stands in it, `title` among them.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folder = Path(__file__).parent
@@ -23,10 +28,9 @@ def page(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # All pages look alike: the style is that of the report.
-    style = re.search(r"<style>.*?</style>", (folder / TEMPLATE).read_text(encoding="utf-8"), re.DOTALL)
-    assert style is not None
-    return environment.get_template(template).render(style=markup(style[0]), **values)
+    script, allowed = _sorting() if sortable else (None, None)
+    style = markup((folder / STYLE).read_text(encoding="utf-8"))
+    return environment.get_template(template).render(style=style, script=script, allowed=allowed, **values)
 
 
 def markup(text: str) -> Any:
@@ -36,7 +40,7 @@ def markup(text: str) -> Any:
     return Markup(text)
 
 
-def sorting() -> tuple[Any, str]:
+def _sorting() -> tuple[Any, str]:
     """The script that sorts tables, as markup, and its sum, by which a page allows this script and no other."""
     text = (Path(__file__).parent / SCRIPT).read_text(encoding="utf-8")
     return markup(text), "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
