@@ -316,6 +316,64 @@ def unlearn_and_judge(
     return run, about(subject, forget, config.to_dict(how), record) | {"metrics": values}
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Unlearned:
+    """An `unlearn` run, with what a judgement of its network starts from.
+
+    Args:
+        run: The run.
+        subject: The network that forgot, with its data.
+        forget: What it forgot.
+        before: The network before, where it is shown beside.
+    """
+
+    run: Run
+    subject: Subject
+    forget: ForgetSet
+    before: Subject | None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of it a judgement's run is named by."""
+        return {
+            "checkpoint": self.subject.digest,
+            "original": None if self.before is None else self.before.digest,
+            "forget": self.forget.hash,
+            "train": self.subject.origin.train,
+        }
+
+
+def open_unlearned(
+    run: str | Path,
+    at: Setting,
+    *,
+    original: str | Path | None = None,
+    data_config: DataConfig | None = None,
+    train_config: TrainConfig | None = None,
+) -> Unlearned:
+    """Open an `unlearn` run for a judgement of its network.
+
+    Args:
+        run: The run directory.
+        at: Device and store.
+        original: The checkpoint before unlearning; None leaves it out.
+        data_config: Where the data are, if not where they were.
+        train_config: How the original was trained, where its checkpoint does not know.
+
+    Raises:
+        UserError: if it is another run, data or original do not fit it, or the store cannot be written.
+    """
+    unlearned = artifacts.open_run(run, "unlearn")
+    _check_store(at)
+    subject = load_subject(unlearned.path, at.device, data_config=data_config, train=train_config)
+    return Unlearned(
+        run=unlearned,
+        subject=subject,
+        forget=read_split(unlearned.path, subject.splits.train),
+        before=None if original is None else subject.beside(original),
+    )
+
+
 def evaluate_run(
     run: str | Path,
     out: str | Path | None,
@@ -345,21 +403,14 @@ def evaluate_run(
     """
     check_attacks(attacks or ())
     check_seed(seed)
-    unlearned = artifacts.open_run(run)
-    if unlearned.stage == "evaluate":
-        return measure_again(unlearned, out, at, seed=seed, attacks=attacks)
-    unlearned = artifacts.open_run(run, "unlearn")
-    _check_store(at)
-    subject = load_subject(unlearned.path, at.device, data_config=data_config, train=train_config)
-    forget = read_split(unlearned.path, subject.splits.train)
-    record = config.from_dict(Record, unlearned.json(RECORD_FILE))
-    before = None if original is None else subject.beside(original)
-    settings = {
-        "checkpoint": subject.digest,
-        "original": None if before is None else before.digest,
-        "unlearn": unlearned.config["unlearn"],
-        "forget": forget.hash,
-        "train": subject.origin.train,
+    found = artifacts.open_run(run)
+    if found.stage == "evaluate":
+        return measure_again(found, out, at, seed=seed, attacks=attacks)
+    unlearned = open_unlearned(run, at, original=original, data_config=data_config, train_config=train_config)
+    subject, forget, before = unlearned.subject, unlearned.forget, unlearned.before
+    record = config.from_dict(Record, unlearned.run.json(RECORD_FILE))
+    settings = unlearned.identity | {
+        "unlearn": unlearned.run.config["unlearn"],
         "attacks": attacks,
         "seed": seed,
         "features": features,
@@ -375,7 +426,7 @@ def evaluate_run(
         values = judge(**judged, attacks=attacks, seed=seed, why_no_reference=why_not)
         at.progress.log(flat({"evaluation": values}))
         workspace.write_json(METRICS_FILE, values)
-        workspace.write_json(ABOUT_FILE, about(subject, forget, unlearned.config["unlearn"], record))
+        workspace.write_json(ABOUT_FILE, about(subject, forget, unlearned.run.config["unlearn"], record))
         _draw_features(judged, workspace)
 
     return at.perform(out, "evaluate", settings, work)

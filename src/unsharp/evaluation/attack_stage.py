@@ -29,8 +29,8 @@ from unsharp.pool.plan import PoolConfig
 from unsharp.pool.store import PoolOutputs
 from unsharp.progress import duration
 from unsharp.report.roc import Curve, roc_curves
-from unsharp.stages import RECORD_FILE, Setting, find_reference, read_split
-from unsharp.subject import Subject, load_subject
+from unsharp.stages import RECORD_FILE, Setting, find_reference, open_unlearned
+from unsharp.subject import Subject
 from unsharp.training import Record, TrainConfig
 from unsharp.unlearning import UnlearnConfig
 
@@ -195,13 +195,12 @@ def attack(
         UserError: for bad input, or if so many networks are too few, before any work.
         SweepError: if a network could not be trained; those that were finished are kept.
     """
-    unlearned = artifacts.open_run(run, "unlearn")
-    subject = load_subject(unlearned.path, at.device, data_config=data_config, train=train_config)
-    forget = read_split(unlearned.path, subject.splits.train)
+    unlearned = open_unlearned(run, at, data_config=data_config, train_config=train_config)
+    subject, forget = unlearned.subject, unlearned.forget
     if forget.before is not None:
         raise UserError(f"{run} builds on an earlier request, and pools know of none; attack the first one's network")
-    method = config.from_dict(UnlearnConfig, unlearned.config["unlearn"], "unlearn")
-    seconds = config.from_dict(Record, unlearned.json(RECORD_FILE)).seconds
+    method = config.from_dict(UnlearnConfig, unlearned.run.config["unlearn"], "unlearn")
+    seconds = config.from_dict(Record, unlearned.run.json(RECORD_FILE)).seconds
     plans = _Plans(subject, forget, method, how, pool, seconds)
     settings = {
         "checkpoint": subject.digest,

@@ -20,8 +20,7 @@ from unsharp.evaluation.predictions import predict
 from unsharp.evaluation.relearning import Attack, On, RelearnConfig, recovery
 from unsharp.progress import SILENT, Progress, duration
 from unsharp.report.relearning import relearning_curves
-from unsharp.stages import Setting, find_reference, read_split
-from unsharp.subject import load_subject
+from unsharp.stages import Setting, find_reference, open_unlearned
 from unsharp.training import TrainConfig
 
 UNLEARNED, RETRAINED = "unlearned", "retrained"
@@ -198,25 +197,16 @@ def relearn_run(
         UserError: for bad input, or where no retrained reference can be had, before any work.
         NonFiniteError: if a step is not finite.
     """
-    unlearned = artifacts.open_run(run, "unlearn")
-    subject = load_subject(unlearned.path, at.device, data_config=data_config, train=train_config)
+    unlearned = open_unlearned(run, at, original=original, data_config=data_config, train_config=train_config)
+    subject, forget, before = unlearned.subject, unlearned.forget, unlearned.before
     if subject.origin.recipe is None:
         raise UserError(
             "relearning is judged beside a retrained network, and nothing is known of how the network was trained; "
             "give --train-config"
         )
-    forget = read_split(unlearned.path, subject.splits.train)
-    before = None if original is None else subject.beside(original)
     others = None if other is None else data.load(other, at.device).train
     attacks = plan.attacks(subject.splits.train, forget.indices, subject.splits.test, others)
-    settings = {
-        "checkpoint": subject.digest,
-        "original": None if before is None else before.digest,
-        "forget": forget.hash,
-        "train": subject.origin.train,
-        "plan": plan,
-        "other": None if others is None else others.fingerprint,
-    }
+    settings = unlearned.identity | {"plan": plan, "other": None if others is None else others.fingerprint}
 
     def work(workspace: Workspace) -> None:
         reference, why_not = find_reference(subject, forget, at)
@@ -236,7 +226,11 @@ def relearn_run(
             progress=at.progress,
         )
         n = {name: len(part) for name, part in (("forget", forget), ("train", subject.splits.train))}
-        about = {"unlearn": unlearned.config["unlearn"], "forget": {"rule": forget.rule, "hash": forget.hash}, "n": n}
+        about = {
+            "unlearn": unlearned.run.config["unlearn"],
+            "forget": {"rule": forget.rule, "hash": forget.hash},
+            "n": n,
+        }
         workspace.write_json(RELEARNING_FILE, {"attacks": found, **about})
         artifacts.write_text(workspace.file(FIGURE_FILE), figure(found))
 

@@ -53,22 +53,12 @@ def robustness_run(
     """
     from unsharp import stages
     from unsharp.report.robustness import curves
-    from unsharp.subject import load_subject
 
-    unlearned = artifacts.open_run(run, "unlearn")
-    stages._check_store(at)
-    subject = load_subject(unlearned.path, at.device, data_config=data_config, train=train_config)
-    forget = stages.read_split(unlearned.path, subject.splits.train)
-    before = None if original is None else subject.beside(original)
+    unlearned = stages.open_unlearned(run, at, original=original, data_config=data_config, train_config=train_config)
+    subject, forget, before = unlearned.subject, unlearned.forget, unlearned.before
     sets = task_sets(subject.splits.train, subject.splits.test, forget)
     how.taken(sets)
-    settings = {
-        "checkpoint": subject.digest,
-        "original": None if before is None else before.digest,
-        "forget": forget.hash,
-        "train": subject.origin.train,
-        "robustness": how,
-    }
+    settings = unlearned.identity | {"robustness": how}
 
     def work(workspace: Workspace) -> None:
         models: dict[str, nn.Module] = {} if before is None else {ORIGINAL: before.model}

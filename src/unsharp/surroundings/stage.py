@@ -55,29 +55,18 @@ def look_around(
         UserError: for bad input, before any work.
     """
     from unsharp import stages
-    from unsharp.subject import load_subject
 
-    unlearned = artifacts.open_run(run, "unlearn")
-    stages._check_store(at)
-    subject = load_subject(unlearned.path, at.device, data_config=data_config, train=train_config)
-    forget = stages.read_split(unlearned.path, subject.splits.train)
+    unlearned = stages.open_unlearned(run, at, original=original, data_config=data_config, train_config=train_config)
+    subject, forget, before = unlearned.subject, unlearned.forget, unlearned.before
     models: dict[str, nn.Module] = {UNLEARNED: subject.model}
-    before = None
-    if original is not None:
-        before = subject.beside(original)
+    if before is not None:
         models = {ORIGINAL: before.model, **models}
         same_architecture(models)
-        if before.digest != unlearned.config["checkpoint"]:
+        if before.digest != unlearned.run.config["checkpoint"]:
             at.say(f"warning: {original} is not the checkpoint that {run} started from; the ways begin where it stands")
     sets = task_sets(subject.splits.train, subject.splits.test, forget)
     how._checked(models, sets)
-    settings = {
-        "checkpoint": subject.digest,
-        "original": None if before is None else before.digest,
-        "forget": forget.hash,
-        "train": subject.origin.train,
-        "surroundings": how,
-    }
+    settings = unlearned.identity | {"surroundings": how}
 
     def work(workspace: Workspace) -> None:
         reference, why_not = stages.find_reference(subject, forget, at)
