@@ -179,6 +179,17 @@ def test_parts_and_sets_may_be_left_out(place: Path, here: Path) -> None:
     assert "apart" in answer.out
 
 
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_a_store_that_cannot_be_written_is_refused_before_any_work(name: str, place: Path, here: Path) -> None:
+    (here / "file").write_text("")
+    words = [here / "file" / "store" if word == place / "store" else word for word in line(name, place)]
+    answer = call(*words, "--out", here / "run")
+    assert answer.code == 2
+    assert "--store" in answer.err
+    assert "cannot be written" in answer.err
+    assert {path.name for path in here.iterdir()} == {"file"}
+
+
 # --- interrupted ------------------------------------------------------------------------------------------------------
 
 
