@@ -57,6 +57,8 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = Path(path)
     if path.is_dir() and (path / MODEL_FILE).is_file():
         path = path / MODEL_FILE
+    if path.is_dir():
+        raise UserError(f"{path} holds no checkpoint ({MODEL_FILE}); give a file, or a run that trained or unlearned")
     if not path.is_file():
         raise UserError(f"checkpoint {path} does not exist")
     metadata: dict[str, Any] = {}

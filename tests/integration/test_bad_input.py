@@ -128,6 +128,10 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "keys missing": (f"unlearn --model $files/some.safetensors {FOREIGN}", ["missing", "bias"]),
     "foreign without arch": ("unlearn --model $files/whole.pt --random 30 --out out", ["--arch"]),
     "foreign without data": ("unlearn --model $files/whole.pt --arch small_cnn --random 30 --out out", ["--data"]),
+    "model is a directory": (
+        "unlearn --model $files --random 30 --out out",
+        ["holds no checkpoint", "model.safetensors"],
+    ),
     "data of a foreign checkpoint": ("split --model $files/whole.pt --random 30 --out out", ["--data"]),
     "other data": ("unlearn --model $model --data digits --per-class 9 --random 30 --out out", ["fingerprint"]),
     "width without arch": ("forget --model $model --width 5 --random 30 --out out", ["--width", "--arch"]),
