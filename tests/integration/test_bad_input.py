@@ -111,7 +111,10 @@ FOREIGN = "--arch small_cnn --data digits --random 30 --out out --epochs 1"
 CASES: dict[str, tuple[str, list[str]]] = {
     # files of weights
     "model missing": ("unlearn --model nowhere.safetensors --random 30 --out out", ["nowhere.safetensors", "exist"]),
-    "model is a directory": ("unlearn --model $files/nothing --random 30 --out out", ["nothing", "exist"]),
+    "model is a directory": (
+        "unlearn --model $files/nothing --random 30 --out out",
+        ["no checkpoint", "nothing"],
+    ),
     "safetensors truncated": (f"unlearn --model $files/truncated.safetensors {FOREIGN}", ["truncated", "damaged"]),
     "safetensors cut in header": (f"unlearn --model $files/header.safetensors {FOREIGN}", ["header", "damaged"]),
     "safetensors empty": (f"unlearn --model $files/empty.safetensors {FOREIGN}", ["empty", "damaged"]),
@@ -128,10 +131,6 @@ CASES: dict[str, tuple[str, list[str]]] = {
     "keys missing": (f"unlearn --model $files/some.safetensors {FOREIGN}", ["missing", "bias"]),
     "foreign without arch": ("unlearn --model $files/whole.pt --random 30 --out out", ["--arch"]),
     "foreign without data": ("unlearn --model $files/whole.pt --arch small_cnn --random 30 --out out", ["--data"]),
-    "model is a directory": (
-        "unlearn --model $files --random 30 --out out",
-        ["holds no checkpoint", "model.safetensors"],
-    ),
     "data of a foreign checkpoint": ("split --model $files/whole.pt --random 30 --out out", ["--data"]),
     "other data": ("unlearn --model $model --data digits --per-class 9 --random 30 --out out", ["fingerprint"]),
     "width without arch": ("forget --model $model --width 5 --random 30 --out out", ["--width", "--arch"]),
