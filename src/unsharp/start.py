@@ -7,7 +7,7 @@ import sys
 
 def main() -> None:
     """Run a command and exit."""
-    from unsharp.commands_index import quick
+    from unsharp.commands.index import quick
 
     code = quick(sys.argv[1:])
     if code is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from integration.helpers import call, done, read
-from unsharp.commands_theory import TAKES, Theory
+from unsharp.commands.theory import TAKES, Theory
 from unsharp.theory import check as checks
 
 TINY = ("--n-filters", 3, "--n-test", 30, "--T", 4, "--threads", 1, "--quiet")

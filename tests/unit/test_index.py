@@ -17,7 +17,7 @@ from test_report import run
 
 from unsharp import index as indexing
 from unsharp.artifacts import perform
-from unsharp.commands_index import list_runs, quick, report_all
+from unsharp.commands.index import list_runs, quick, report_all
 from unsharp.errors import UserError
 from unsharp.index import INDEX_FILE, read_index
 from unsharp.report.groups import group
@@ -141,7 +141,7 @@ def test_other_commands_are_left_to_the_whole_program(root: Path) -> None:
 
 def test_neither_answer_imports_torch(root: Path, tmp_path: Path) -> None:
     script = (
-        "import sys\nfrom unsharp.commands_index import quick\n"
+        "import sys\nfrom unsharp.commands.index import quick\n"
         f"assert quick(['list', 'runs', {str(root)!r}, '--json']) == 0\n"
         f"assert quick(['report', {str(root)!r}, '--out', {str(tmp_path / 'x.html')!r}]) == 0\n"
         "assert 'torch' not in sys.modules"

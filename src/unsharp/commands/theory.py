@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from unsharp.commands.shared import setting
 from unsharp.errors import UserError, unknown
 from unsharp.options import Common, Count, Number, Text, Words
 
@@ -117,7 +118,6 @@ class Theory(Common):
     def _check(self) -> dict[str, Any]:
         import json
 
-        from unsharp import cli
         from unsharp.theory.stage import run_check
 
         def show(row: dict[str, Any]) -> None:
@@ -127,7 +127,7 @@ class Theory(Common):
             elif not self.quiet:
                 print(text, file=sys.stderr, flush=True)
 
-        with cli._setting(self) as at:
+        with setting(self) as at:
             checks = run_check(self.id, self.seed_base or 0, at, show)
         count = {v: sum(row["verdict"] == v for row in checks) for v in ("pass", "fail", "report")}
         answer = {"checks": checks, "seed_base": self.seed_base or 0, **count}
@@ -143,7 +143,6 @@ class Theory(Common):
     # --- sweeps -------------------------------------------------------------------------------------------------------
 
     def _sweep(self) -> dict[str, Any]:
-        from unsharp import cli
         from unsharp.theory import stage
 
         build = {
@@ -154,7 +153,7 @@ class Theory(Common):
             "trajectories": self._trajectories,
         }[self.what]
         how = build()
-        with cli._setting(self) as at:
+        with setting(self) as at:
             if self.what == "alpha-sweep":
                 run = stage.run_alpha(how, self._sizes(), self.out, at)
             elif self.what == "lemma31":

@@ -7,6 +7,7 @@ from typing import Any
 
 import tyro
 
+from unsharp.commands.shared import read_train_config, setting
 from unsharp.options import Around, Common, Data, Text
 
 TITLES = {
@@ -35,12 +36,11 @@ class Landscape(Common, Data, Around):  # pyright: ignore[reportGeneralTypeIssue
     """JSON file that says how the network was trained, for a checkpoint that does not know."""
 
     def run(self) -> dict[str, Any]:
-        from unsharp import cli
         from unsharp.surroundings.findings import Findings
         from unsharp.surroundings.stage import VALUES_FILE, look_around
 
         how = self.surroundings()
-        with cli._setting(self) as at:
+        with setting(self) as at:
             run = look_around(
                 self.run_dir,
                 how,
@@ -48,7 +48,7 @@ class Landscape(Common, Data, Around):  # pyright: ignore[reportGeneralTypeIssue
                 at,
                 original=self.original,
                 data_config=self.data_config(),
-                train_config=cli._read_train_config(self.train_config),
+                train_config=read_train_config(self.train_config),
             )
         values = run.json(VALUES_FILE)
         if not self.json:

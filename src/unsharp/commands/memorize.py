@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from unsharp.commands.shared import setting, train_config_of
 from unsharp.errors import UserError
 from unsharp.options import Common, Count, Data, Network, Number, Proxy, Rule, Text, Training, amount
 
@@ -47,7 +48,6 @@ class Memorize(Common, Data, Network, Proxy, Rule, Training):
     """With --backend ray: the cluster, such as HOST:PORT or auto; one is started on this machine, if left out."""
 
     def run(self) -> dict[str, Any]:
-        from unsharp import cli
         from unsharp.difficulty.proxies import configure
         from unsharp.difficulty.stage import SUMMARY_FILE, MemorizeConfig, memorize
         from unsharp.pool.grow import Work
@@ -68,7 +68,7 @@ class Memorize(Common, Data, Network, Proxy, Rule, Training):
         if given := self.proxy_values():
             raise UserError(f"--{next(iter(given))} is of a proxy; name it with --by, or leave it out")
         self.threads = self.threads or 1
-        with cli._setting(self) as at:
+        with setting(self) as at:
             work = Work(
                 stack=self.stack,
                 keep_weights=not self.outputs_only,
@@ -90,10 +90,9 @@ class Memorize(Common, Data, Network, Proxy, Rule, Training):
         return {"run": str(run.path), "stage": run.stage, "reused": run.reused} | {k: summary[k] for k in told}
 
     def _by_proxy(self, proxy: Any) -> dict[str, Any]:
-        from unsharp import cli
         from unsharp.difficulty.stage import SUMMARY_FILE, score
 
-        with cli._setting(self) as at:
+        with setting(self) as at:
             origin, splits, subject = self._origin(at)
             run = score(proxy, origin, splits, subject, self.out, at)
         if not self.json:
@@ -102,7 +101,7 @@ class Memorize(Common, Data, Network, Proxy, Rule, Training):
 
     def _origin(self, at: Any) -> Any:
         """Origin and data, and the trained network where one is named."""
-        from unsharp import cli, data
+        from unsharp import data
         from unsharp.data import DataConfig
         from unsharp.models import ModelConfig
         from unsharp.stages import origin_of
@@ -118,7 +117,7 @@ class Memorize(Common, Data, Network, Proxy, Rule, Training):
                 )
             subject = load_subject(self.model, at.device, data_config=self.data_config())
             return subject.origin, subject.splits, subject
-        how = cli._train_config(self)  # pyright: ignore[reportArgumentType]
+        how = train_config_of(self)  # pyright: ignore[reportArgumentType]
         data_config = self.data_config() or DataConfig()
         splits = data.load(data_config, at.device)
         return origin_of(self.model_config("small_cnn") or ModelConfig(), data_config, how, splits), splits, None

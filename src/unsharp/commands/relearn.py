@@ -7,6 +7,7 @@ from typing import Any
 
 import tyro
 
+from unsharp.commands.shared import read_train_config, setting
 from unsharp.errors import UserError
 from unsharp.options import Common, Count, Data, Text
 
@@ -45,7 +46,6 @@ class Relearn(Common, Data):
     """JSON file that says how the network was trained, for a checkpoint that does not know."""
 
     def run(self) -> dict[str, Any]:
-        from unsharp import cli
         from unsharp.data import DataConfig
         from unsharp.evaluation.relearning_stage import RELEARNING_FILE, RelearnPlan, relearn_run, sentences
 
@@ -56,14 +56,14 @@ class Relearn(Common, Data):
         if ("other" in self.on) != (self.other_data is not None):
             raise UserError("--on other and --other-data belong together: give both, or neither")
         other = None if self.other_data is None else DataConfig(name=self.other_data, dir=self.other_dir)
-        with cli._setting(self) as at:
+        with setting(self) as at:
             run = relearn_run(
                 self.run_dir,
                 self.out,
                 at,
                 plan,
                 data_config=self.data_config(),
-                train_config=cli._read_train_config(self.train_config),
+                train_config=read_train_config(self.train_config),
                 original=self.original,
                 other=other,
             )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from unsharp.commands.shared import run_answer, setting
 from unsharp.errors import UserError, unknown
 from unsharp.options import Common, Form, Objective, Text
 
@@ -67,13 +68,12 @@ class Language(Common, Form, Objective):  # pyright: ignore[reportGeneralTypeIss
         return self._unlearn() if self.what == "unlearn" else self._evaluate()
 
     def _unlearn(self) -> dict[str, Any]:
-        from unsharp import cli
         from unsharp.language import stages
 
         how, form = self.language_config(), self.text_format()
         forget, retain = _pairs(self.forget), _pairs(self.retain)
         refusals = stages.REFUSALS if self.refusals is None else _lines(self.refusals)
-        with cli._setting(self) as at:
+        with setting(self) as at:
             speaker = self._speaker(self.model, form, at)
             run = stages.unlearn_model(speaker, forget, retain, how, self.out, at, refusals=refusals, mask=self.mask)
         record, metrics = run.json(stages.RECORD_FILE), run.json(stages.METRICS_FILE)
@@ -86,10 +86,9 @@ class Language(Common, Form, Objective):  # pyright: ignore[reportGeneralTypeIss
             print(
                 f"{cost['seconds']:.1f} s, {cost['passes']} passes; next: unsharp language evaluate --model {run.path}"
             )
-        return cli._run_answer(run) | cost | metrics
+        return run_answer(run) | cost | metrics
 
     def _evaluate(self) -> dict[str, Any]:
-        from unsharp import cli
         from unsharp.language import stages
 
         form, texts = self.text_format(), {"forget": _pairs(self.forget)}
@@ -97,7 +96,7 @@ class Language(Common, Form, Objective):  # pyright: ignore[reportGeneralTypeIss
             if (path := getattr(self, name)) is not None:
                 texts[name] = _pairs(path)
         holdout = _pairs(self.holdout)
-        with cli._setting(self) as at:
+        with setting(self) as at:
             speaker = self._speaker(self.model, form, at)
             reference = None if self.reference is None else self._speaker(self.reference, form, at)
             run = stages.evaluate_model(
@@ -113,7 +112,7 @@ class Language(Common, Form, Objective):  # pyright: ignore[reportGeneralTypeIss
         metrics = run.json(stages.METRICS_FILE)
         if not self.json:
             print(stages.shown(metrics))
-        return cli._run_answer(run) | metrics
+        return run_answer(run) | metrics
 
     def _speaker(self, name: str, form: Any, at: Any) -> Any:
         from unsharp.language.stages import open_speaker

@@ -6,6 +6,7 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from unsharp.commands.shared import forget_set_of, setting, subject_of
 from unsharp.errors import UserError
 from unsharp.options import Common, Data, Forget, Method, Network, Number, Text, named
 
@@ -32,7 +33,6 @@ class SuggestAlpha(Common, Data, Network, Forget, Method):  # pyright: ignore[re
     """Difficulty scores of the validation or test samples, FILE[:KEY], of the same kind."""
 
     def run(self) -> dict[str, Any]:
-        from unsharp import cli
         from unsharp.theory import adviser_stage
         from unsharp.tuning import TuneConfig
 
@@ -50,9 +50,9 @@ class SuggestAlpha(Common, Data, Network, Forget, Method):  # pyright: ignore[re
             score_kind=self.score_kind if self.train_scores is not None else None,  # pyright: ignore[reportArgumentType]
             seed=self.seed or 0,
         )
-        with cli._setting(self) as at:
-            subject = cli._subject(self, self.model, at)
-            forget = cli._forget_set(self, subject)
+        with setting(self) as at:
+            subject = subject_of(self, self.model, at)
+            forget = forget_set_of(self, subject)
             run = adviser_stage.suggest_alpha(
                 subject, forget, how, self.out, at, tolerance=self.tolerance, loss_tolerance=self.loss_tolerance
             )

@@ -11,6 +11,7 @@ from typing import Any
 import tyro
 
 from unsharp import config
+from unsharp.commands.shared import console, say
 from unsharp.errors import UserError
 from unsharp.options import Count, Number, Text
 
@@ -64,12 +65,11 @@ class Sweep:
 
     def _watch(self) -> Any:
         """A table for a person, lines for a log, nothing for who wants quiet."""
-        from unsharp import cli
         from unsharp.sweep.grid.live import LineWatch, TableWatch, Watch
 
         if self.quiet:
             return Watch()
-        return TableWatch(cli.console) if sys.stderr.isatty() else LineWatch(_say)
+        return TableWatch(console) if sys.stderr.isatty() else LineWatch(_say)
 
     def _foresee(self, outlook: dict[str, Any]) -> dict[str, Any]:
         if not self.json:
@@ -104,6 +104,5 @@ class Sweep:
 
 
 def _say(line: str) -> None:
-    from unsharp import cli
 
-    cli._say(line)
+    say(line)

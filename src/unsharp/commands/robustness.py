@@ -7,6 +7,7 @@ from typing import Any
 
 import tyro
 
+from unsharp.commands.shared import read_train_config, setting
 from unsharp.options import Common, Data, Text, Words
 
 
@@ -36,13 +37,12 @@ class RobustnessCommand(Common, Data):
     """JSON file that says how the network was trained, for a checkpoint that does not know."""
 
     def run(self) -> dict[str, Any]:
-        from unsharp import cli
         from unsharp.evaluation.robustness import Robustness
         from unsharp.evaluation.robustness_stage import VALUES_FILE, robustness_run, sentences
 
         names = ("corruptions", "severities", "on", "n_samples", "batch_size", "seed")
         how = Robustness(**{name: getattr(self, name) for name in names})
-        with cli._setting(self) as at:
+        with setting(self) as at:
             run = robustness_run(
                 self.run_dir,
                 how,
@@ -50,7 +50,7 @@ class RobustnessCommand(Common, Data):
                 at,
                 original=self.original,
                 data_config=self.data_config(),
-                train_config=cli._read_train_config(self.train_config),
+                train_config=read_train_config(self.train_config),
             )
         found = run.json(VALUES_FILE)
         if not self.json:

@@ -7,6 +7,7 @@ from typing import Any
 
 import tyro
 
+from unsharp.commands.shared import read_train_config, setting
 from unsharp.options import Common, Count, Data, Text
 
 
@@ -52,7 +53,6 @@ class Attack(Common, Data):
     """With --backend ray: the cluster, such as HOST:PORT or auto; one is started on this machine, if left out."""
 
     def run(self) -> dict[str, Any]:
-        from unsharp import cli
         from unsharp.evaluation import attack_stage
         from unsharp.pool.grow import Work
         from unsharp.pool.plan import PoolConfig
@@ -70,7 +70,7 @@ class Attack(Common, Data):
             seed=self.seed,
         )
         self.threads = self.threads or 1
-        with cli._setting(self) as at:
+        with setting(self) as at:
             work = Work(
                 stack=self.stack,
                 workers=self.processes,
@@ -87,7 +87,7 @@ class Attack(Common, Data):
                 self.out,
                 at,
                 data_config=self.data_config(),
-                train_config=cli._read_train_config(self.train_config),
+                train_config=read_train_config(self.train_config),
             )
         found = run.json(attack_stage.ATTACK_FILE)
         if not self.json:

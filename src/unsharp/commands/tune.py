@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from unsharp.commands.shared import forget_set_of, setting, subject_of
 from unsharp.errors import UserError
 from unsharp.options import METHOD, Common, Data, Forget, Method, Network, Number, Text, Words, named
 
@@ -38,7 +39,6 @@ class Tune(Common, Data, Network, Forget, Method):  # pyright: ignore[reportGene
     """Trials at a time; above 1 each is a process of its own."""
 
     def run(self) -> dict[str, Any]:
-        from unsharp import cli
         from unsharp.tuning import TuneConfig, tune_network
         from unsharp.tuning.search import read_search
         from unsharp.tuning.stage import CHOICE_FILE, shown
@@ -63,9 +63,9 @@ class Tune(Common, Data, Network, Forget, Method):  # pyright: ignore[reportGene
             seed=self.seed or 0,
         )
         how.axes()
-        with cli._setting(self) as at:
-            subject = cli._subject(self, self.model, at)
-            forget = cli._forget_set(self, subject)
+        with setting(self) as at:
+            subject = subject_of(self, self.model, at)
+            forget = forget_set_of(self, subject)
             run = tune_network(subject, forget, how, self.out, at, processes=self.processes, again=named(self))
         choice = run.json(CHOICE_FILE)
         if not self.json:
