@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
 import sys
 import types
 
@@ -17,6 +19,7 @@ from torch.nn import functional as F
 
 from unsharp.errors import UserError
 from unsharp.models import MODELS, Features, ModelConfig, build, features, with_features
+from unsharp.models.resnet import _Shortcut
 
 # Narrow forms of every registered network, for tests that look at behaviour rather than at size.
 NARROW = {
@@ -224,6 +227,36 @@ def test_wide_resnet_equals_its_formula_written_out() -> None:
         out = shortcut + F.conv2d(inner, state[f"{name}.conv2.weight"], padding=1)
     expected = bn_relu("bn", out).mean((2, 3)) @ state["fc.weight"].T + state["fc.bias"]
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+
+
+STEP = """
+import torch
+from unsharp.models import ModelConfig, build
+torch.set_num_threads(1)
+torch.manual_seed(0)
+for arch, width in (("resnet18", 2), ("resnet18", 4), ("wide_resnet", 4), ("resnet50", 2)):
+    options = {"depth": 10, "widen": 1} if arch == "wide_resnet" else {}
+    config = ModelConfig(arch=arch, width=width, options=options)
+    model = build(config, n_classes=3, input_shape=(3, 32, 32)).to(memory_format=torch.channels_last)
+    for _ in range(6):
+        x = torch.randn(50, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+        model(x).square().mean().backward()
+"""
+
+
+def test_narrow_networks_leave_memory_whole_in_the_channels_last_format() -> None:
+    """The allocator ends the process where torch's strided 1 × 1 convolution of few channels writes past its memory."""
+    done = subprocess.run([sys.executable, "-c", STEP], env=os.environ | {"MALLOC_CHECK_": "3", "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("n_in", "n_out", "stride", "side"), [(2, 4, 2, 8), (5, 3, 2, 7), (7, 9, 3, 10), (8, 8, 2, 9)])
+def test_a_shortcut_is_a_strided_convolution(n_in: int, n_out: int, stride: int, side: int) -> None:
+    torch.manual_seed(n_in)
+    shortcut = _Shortcut(n_in, n_out, stride).double().eval()
+    x = torch.randn(3, n_in, side, side, dtype=torch.float64)
+    expected = shortcut[1](F.conv2d(x, shortcut[0].weight, stride=stride))
+    torch.testing.assert_close(shortcut(x), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_small_cnn_learns_the_digits() -> None:

@@ -5,13 +5,25 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unsharp.models.base import MODELS, Stem, check_stem, kaiming_, stem_layers
+from unsharp.models.base import MODELS, Stem, check_stem, every, kaiming_, skipped, stem_layers
+
+
+class _Shortcut(nn.Sequential):
+    """1x1 with the stride, and BatchNorm."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
+        self.skip = skipped(n_in, stride)
+        conv = nn.Conv2d(n_in, n_out, 1, stride=stride // self.skip, bias=False)
+        super().__init__(conv, nn.BatchNorm2d(n_out))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(every(input, self.skip))
 
 
 def _shortcut(n_in: int, n_out: int, stride: int) -> nn.Module | None:
     if stride == 1 and n_in == n_out:
         return None
-    return nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride=stride, bias=False), nn.BatchNorm2d(n_out))
+    return _Shortcut(n_in, n_out, stride)
 
 
 class _Basic(nn.Module):

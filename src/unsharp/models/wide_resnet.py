@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unsharp.errors import UserError
-from unsharp.models.base import MODELS, Stem, check_stem, kaiming_, stem_layers
+from unsharp.models.base import MODELS, Stem, check_stem, every, kaiming_, skipped, stem_layers
 
 
 class _Block(nn.Module):
@@ -19,14 +19,14 @@ class _Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(n_out)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
-        self.shortcut = None
+        self.shortcut, self.skip = None, skipped(n_in, stride)
         if stride != 1 or n_in != n_out:
-            self.shortcut = nn.Conv2d(n_in, n_out, 1, stride=stride, bias=False)
+            self.shortcut = nn.Conv2d(n_in, n_out, 1, stride=stride // self.skip, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(x), inplace=True)
         # A projected shortcut starts from the activated input, an identity from the raw one.
-        kept = x if self.shortcut is None else self.shortcut(out)
+        kept = x if self.shortcut is None else self.shortcut(every(out, self.skip))
         out = self.dropout(F.relu(self.bn2(self.conv1(out)), inplace=True))
         return kept + self.conv2(out)
 
