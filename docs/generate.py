@@ -29,6 +29,7 @@ from unsharp.language.objectives import OBJECTIVES
 from unsharp.methods import METHODS, Method, PhasedMethod, Problem
 from unsharp.models import MODELS
 from unsharp.phases import Phase
+from unsharp.recipes.paper import REPRODUCTIONS, Asked, Where
 from unsharp.registry import Registry, summary
 from unsharp.sharpness import RULES, Rule
 from unsharp.training import TrainConfig
@@ -260,6 +261,23 @@ def models() -> str:
     return table(["`--arch`", "what it is"], [[f"`{n}`", summary(f)] for n, f in MODELS.items()])
 
 
+def reproductions() -> str:
+    """Every table and figure of the paper, and how much it takes at the sizes small and paper."""
+    rows = []
+    for name, what in REPRODUCTIONS.items():
+        claims = ", ".join(dict.fromkeys(one.claim for one in what.claims)) or "—"
+        rows.append([f"`{name}`", what.title, what.shows, claims, *map(str, _extent(name))])
+    return table(["name", "what", "what the paper shows with it", "claims", "networks", "cells"], rows)
+
+
+def _extent(name: str) -> tuple[int, int]:
+    """Networks and cells of a reproduction at the size paper."""
+    asked = Asked(name=name, size="paper", where=Where(out=Path("runs"), scores="scores.npz"))
+    posed, what = asked.problem(), asked.what
+    trained = len(what.pretraining) * len(posed.seeds)
+    return trained * (1 + len(posed.forget)), trained * len(posed.forget) * len(what.compared)
+
+
 def names() -> str:
     """Every public name in a line."""
 
@@ -346,6 +364,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
         about_metrics,
         data,
         models,
+        reproductions,
         names,
         group,
         command,

@@ -26,6 +26,7 @@ from unsharp.commands.looks import Doctor, List, Show
 from unsharp.commands.memorize import Memorize
 from unsharp.commands.quickstart import Quickstart
 from unsharp.commands.relearn import Relearn
+from unsharp.commands.reproduce import Reproduce
 from unsharp.commands.robustness import RobustnessCommand
 from unsharp.commands.stages import Evaluate, ForgetCommand, Mask, Report, Split, Train, Unlearn
 from unsharp.commands.sweep import Sweep
@@ -54,6 +55,7 @@ COMMANDS: dict[str, type] = {
     "report": Report,
     "forget": ForgetCommand,
     "sweep": Sweep,
+    "reproduce": Reproduce,
     "verify": Verify,
     "purge": Purge,
     "language": Language,

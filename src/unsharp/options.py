@@ -157,6 +157,30 @@ class Common:
 
 
 @dataclass(kw_only=True)
+class Cells:
+    """Options of commands that run many cells."""
+
+    dry_run: bool = False
+    """Only say what would be done and what it would cost; nothing is written."""
+    retry_failed: bool = False
+    """Try cells again that ended by an error of their own; those whose process was killed are tried again anyway."""
+    processes: Count = None
+    """Cells at a time; as many as processors (with --threads each) or accelerators carry, if left out."""
+    threads: int = 1
+    """Threads of each cell; results are equal to the bit only at equal thread counts."""
+    accelerators: Number = None
+    """Accelerators of each cell: 0.25 lets four share one, 0 takes none; one where there are any, if left out."""
+    backend: str = "local"
+    """Where cells run: local (processes of this machine) or ray (a cluster)."""
+    address: Text = None
+    """With --backend ray: the cluster, such as HOST:PORT or auto; one is started on this machine, if left out."""
+    json: bool = False
+    """Print one JSON object on standard output, and everything else on standard error."""
+    quiet: bool = False
+    """No progress."""
+
+
+@dataclass(kw_only=True)
 class Data(DataFields):  # pyright: ignore[reportGeneralTypeIssues]
     """Options that say which data; those of the checkpoint, if none is given."""
 

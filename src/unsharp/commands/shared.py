@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from rich.console import Console
 from unsharp import config, runtime
 from unsharp.data import DataConfig
 from unsharp.errors import UserError
-from unsharp.options import Common
+from unsharp.options import Cells, Common
 from unsharp.progress import SILENT, BarProgress, LineProgress, Progress
 from unsharp.tracking import tracked
 from unsharp.training import TrainConfig
@@ -146,3 +148,52 @@ def open_in_browser(path: Path, stay: bool) -> None:
     if not stay and sys.stdout.isatty():
         with contextlib.suppress(Exception):
             webbrowser.open(path.resolve().as_uri())
+
+
+AGAIN = "call again: cells whose process died are tried in any case, the others with --retry-failed"
+
+
+def where_of(options: Cells) -> Answer:
+    """Where cells run, and how many at a time, as `run_grid` takes it."""
+    from unsharp.sweep import backend_from
+
+    if options.dry_run and options.retry_failed:
+        raise UserError("--dry-run tries nothing; leave --retry-failed out")
+    where: Answer = {"workers": options.processes, "threads": options.threads}
+    if options.backend == "local" and options.address is None:
+        return where | {"accelerators": options.accelerators}
+    return where | {"backend": backend_from(options.backend, options.address, accelerators=options.accelerators)}
+
+
+def watch_of(options: Cells) -> Any:
+    """A table for a person, lines for a log, nothing for who wants quiet."""
+    from unsharp.sweep.grid.live import LineWatch, TableWatch, Watch
+
+    if options.quiet:
+        return Watch()
+    return TableWatch(console) if sys.stderr.isatty() else LineWatch(say)
+
+
+def teller_of(options: Cells) -> Callable[[str], None]:
+    """What takes lines for the user."""
+    return (lambda line: None) if options.quiet else say
+
+
+def foreseen(options: Cells, outlook: Answer) -> Answer:
+    """Show what would be done, and what it would cost."""
+    if not options.json:
+        from unsharp.sweep.grid.live import variants_table
+
+        Console().print(variants_table(outlook["variants"]))
+        print("\n".join(outlook["lines"]))
+    return outlook
+
+
+def ended(options: Cells, answer: Answer) -> Answer:
+    """The answer; where cells failed, the command says so and ends with 1."""
+    if answer["failures"]:
+        print(f"{answer['failures']}\n{AGAIN}", file=sys.stderr)
+        if options.json:
+            print(json.dumps(config.to_dict(answer), allow_nan=False))
+        raise SystemExit(1)
+    return answer

@@ -6,6 +6,7 @@ see those that another one made, it makes them again, which gives the same bits.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +76,14 @@ def unlearn(
     keep_networks: bool,
     device: str | None,
     workspace: Workspace,
+    judged_on: str = "test",
 ) -> None:
     """Cell: a network that forgot, beside the retrained one. Leaves `metrics.json` and `about.json`."""
     at = _setting(device, workspace)
     source = config.from_dict(DataConfig, data)
     subject = load_subject(_trained(data, model, train, fingerprint, at), at.device, data_config=source)
+    if judged_on == "validation":
+        subject = dataclasses.replace(subject, splits=subject.splits._replace(test=subject.splits.validation))
     chosen = _chosen(forget, forget_hash, source, subject.splits)
     how = config.from_dict(UnlearnConfig, unlearn)
     run, facts = unlearn_and_judge(
@@ -92,6 +96,13 @@ def unlearn(
         artifacts.remove_run(run)
 
 
+def trained_path(
+    data: dict[str, Any], model: dict[str, Any], train: dict[str, Any], fingerprint: str | None, kind: str, store: Path
+) -> Path:
+    """Where the network stands that is trained so on a kind of device ("cpu")."""
+    return store / f"train-{config.digest(data, model, train, fingerprint, kind)[:16]}"
+
+
 def _setting(device: str | None, workspace: Workspace) -> Setting:
     return Setting(device=runtime.pick_device(device), store=workspace.path.parent / NETWORKS, wait=True)
 
@@ -100,7 +111,7 @@ def _trained(
     data: dict[str, Any], model: dict[str, Any], train: dict[str, Any], fingerprint: str | None, at: Setting
 ) -> Path:
     """Where the network stands that was trained so; it is trained if it does not."""
-    path = at.store / f"train-{config.digest(data, model, train, fingerprint, at.device.type)[:16]}"
+    path = trained_path(data, model, train, fingerprint, at.device.type, at.store)
     if not (path / RUN_FILE).is_file():
         source = config.from_dict(DataConfig, data)
         _load(source, fingerprint, at)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 from unsharp import config
 from unsharp.data import DataConfig
@@ -60,6 +60,7 @@ class Grid:
             does not by default, since that may take several times as long as everything else in a cell.
         keep_networks: Keep the networks that forgot, as `unlearn` runs in the cells' directories.
         device: Device of every cell; None takes the accelerator where there is one.
+        judged_on: What stands for unseen samples: the test set, or the validation set where settings are to be chosen.
         baseline: The variant beside which the others are put, by its label; None compares none.
         outcome: The metric that is compared and shown while the grid runs, levels joined by dots.
     """
@@ -76,6 +77,7 @@ class Grid:
     features: bool = False
     keep_networks: bool = False
     device: str | None = None
+    judged_on: Literal["test", "validation"] = "test"
     baseline: str | None = None
     outcome: str = "tow"
 
@@ -87,6 +89,8 @@ class Grid:
             raise UserError(f"seeds must be different, got {', '.join(map(str, self.seeds))}")
         if any(seed < 0 for seed in self.seeds):
             raise UserError(f"seeds must be at least 0, got {min(self.seeds)}")
+        if self.judged_on == "validation" and self.data.validation is None:
+            raise UserError("judged_on is validation, but data holds no samples out for it; set data.validation")
         check_attacks(self.attacks or ())
         _check_outcome(self.outcome, self.attacks, self.features)
         variants = self.variants()

@@ -134,6 +134,8 @@ class Plan:
                             "features": grid.features,
                             "keep_networks": grid.keep_networks,
                         }
+                        if grid.judged_on != "test":  # cells made before there was a choice are found again
+                            asked["judged_on"] = grid.judged_on
                         found.append(
                             Job(
                                 variant=label,

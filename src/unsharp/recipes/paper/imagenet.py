@@ -1,0 +1,38 @@
+"""ImageNet: NegGrad under three rules and Sharp MinMax on 5 % of the weights, with the published averages."""
+
+from __future__ import annotations
+
+from unsharp.recipes.paper.base import Claim, Reproduction, register
+from unsharp.recipes.paper.variants import GAPS, RULES, SIGNED, TOW, method, published_averages, sharp_minmax
+
+FULL = sharp_minmax(fraction=0.05)
+NEGGRADS = tuple(method("NegGrad", rule) for rule in RULES)
+AVERAGE = "ImageNet, average over high, mid and low"
+
+register(
+    "imagenet",
+    Reproduction(
+        title="ImageNet",
+        shows="Sharp MinMax is said to be the best method on ImageNet too (C2).",
+        figures=(TOW, SIGNED, *GAPS),
+        compared=(*NEGGRADS, FULL),
+        task="imagenet",
+        baseline="NegGrad",
+        claims=tuple(
+            Claim(
+                claim="C2",
+                says=f"Sharp MinMax does better than {other.name}",
+                better={"variant": FULL.name},
+                worse={"variant": other.name},
+            )
+            for other in NEGGRADS
+        ),
+        published=published_averages(
+            {"NegGrad": 83.83, "NegGrad, SAM 0.1": 83.68, "NegGrad, ASAM 1.0": 84.84, FULL.name: 87.90}, AVERAGE
+        ),
+        unknown=(
+            "Epochs and size of the forget sets on ImageNet: 90 and 3,000 stand here.",
+            "The published 87.90 of Sharp MinMax is read off a figure.",
+        ),
+    ),
+)
