@@ -1,4 +1,4 @@
-"""The page of what lies around a network: surfaces to turn on the scale of the maps, and nothing but its own scripts."""
+"""The page of what lies around a network: surfaces to turn, on the scale of the maps, and its own scripts alone."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_the_page_allows_its_own_scripts_and_names_are_text() -> None:
     assert html.escape(HOSTILE, quote=True).replace("&#x27;", "&#39;") in page
     # data for the script is one block that ends where it should
     (data,) = re.findall(r'<script type="application/json">(.*?)</script>', page, re.DOTALL)
-    assert json.loads(data) == scenes(found().surfaces or pytest.fail(), "forget")
+    assert json.loads(data) == scenes(surfaces(bowl(1.0), bowl(2.0), bowl(1.5)), "forget")
     assert page.count("<script") == page.count("</script>") == 3
     assert page.count('class="scene"') == 3
 

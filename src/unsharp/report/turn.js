@@ -60,15 +60,22 @@
 
   const prepare = (box) => {
     const data = JSON.parse(box.querySelector("script").textContent), scenes = [...box.querySelectorAll(".scene")];
-    let eye = START, drawn = false, following = false;
+    let eye = START, drawn = false, wanted = null, following = false;
 
-    /** Bring all scenes but one to the camera of that one. */
+    /** Bring all scenes but one to the camera of that one; of many in a row only the last counts. */
     const follow = async (to, but) => {
+      if (["x", "y", "z"].every((axis) => to[axis] === eye[axis])) return;
+      wanted = { to, but };
       if (following) return;
       following = true;
-      eye = to;
       try {
-        await Promise.all(scenes.filter((s) => s !== but).map((s) => Plotly.relayout(s, { "scene.camera": camera_at(eye) })));
+        while (wanted) {
+          const { to: next, but: leader } = wanted;
+          wanted = null;
+          eye = { ...next };
+          const others = scenes.filter((scene) => scene !== leader);
+          await Promise.all(others.map((scene) => Plotly.relayout(scene, { "scene.camera": camera_at(eye) })));
+        }
       } finally {
         following = false;
       }
