@@ -62,9 +62,8 @@
     const data = JSON.parse(box.querySelector("script").textContent), scenes = [...box.querySelectorAll(".scene")];
     let eye = START, drawn = false, wanted = null, following = false;
 
-    /** Bring all scenes but one to the camera of that one; of many in a row only the last counts. */
+    /** Bring all scenes but one to a camera; of many in a row only the last counts. */
     const follow = async (to, but) => {
-      if (["x", "y", "z"].every((axis) => to[axis] === eye[axis])) return;
       wanted = { to, but };
       if (following) return;
       following = true;
@@ -81,6 +80,20 @@
       }
     };
 
+    /** What a scene says when it was turned, which it also says of being brought to the camera of another. */
+    const heard = (change, scene) => {
+      const to = change["scene.camera"]?.eye;
+      if (to && ["x", "y", "z"].some((axis) => to[axis] !== eye[axis])) follow(to, scene);
+    };
+
+    // On a slow machine a scene turns on after the hand has let go, and has not said so.
+    let held = false;
+    box.addEventListener("pointerdown", () => (held = true));
+    window.addEventListener("pointerup", () => {
+      if (held) setTimeout(() => box.dataset.drawn === "yes" && follow(eye, null), 300);
+      held = false;
+    });
+
     const draw = async () => {
       if (drawn) return;
       drawn = true;
@@ -89,7 +102,7 @@
           const options = { displayModeBar: false, responsive: true, scrollZoom: false };
           await Plotly.newPlot(scene, [trace_of(data, data.networks[i])], layout_of(data, camera_at(eye)), options);
           for (const turned of ["plotly_relayouting", "plotly_relayout"])
-            scene.on(turned, (change) => change["scene.camera"] && follow(change["scene.camera"].eye, scene));
+            scene.on(turned, (change) => heard(change, scene));
         }
         box.dataset.drawn = "yes";
       } catch {
