@@ -26,9 +26,10 @@ from unsharp.commands.looks import Doctor, List, Show
 from unsharp.commands.memorize import Memorize
 from unsharp.commands.quickstart import Quickstart
 from unsharp.commands.relearn import Relearn
+from unsharp.commands.report import Report
 from unsharp.commands.reproduce import Reproduce
 from unsharp.commands.robustness import RobustnessCommand
-from unsharp.commands.stages import Evaluate, ForgetCommand, Mask, Report, Split, Train, Unlearn
+from unsharp.commands.stages import Evaluate, ForgetCommand, Mask, Split, Train, Unlearn
 from unsharp.commands.sweep import Sweep
 from unsharp.commands.theory import Theory
 from unsharp.commands.tune import Tune

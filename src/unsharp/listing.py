@@ -20,7 +20,11 @@ from unsharp.models import MODELS
 from unsharp.registry import summary
 from unsharp.sharpness import RULES, SAM
 
-EXTRAS = {"vision": ("torchvision", "timm"), "language": ("transformers", "peft", "accelerate")}
+EXTRAS = {
+    "vision": ("torchvision", "timm"),
+    "language": ("transformers", "peft", "accelerate"),
+    "pdf": ("weasyprint",),
+}
 
 
 def listing(what: str) -> list[dict[str, str]]:

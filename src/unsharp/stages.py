@@ -20,6 +20,7 @@ from unsharp.data import DataConfig, Samples, Splits
 from unsharp.difficulty import ForgetConfig, ForgetSet, choose
 from unsharp.errors import UserError
 from unsharp.evaluation import Judged, Outputs, check_attacks, check_seed, judge, predict
+from unsharp.evaluation import pictures as showing
 from unsharp.evaluation.accuracy import accuracy
 from unsharp.models import ModelConfig
 from unsharp.progress import SILENT, Progress
@@ -386,6 +387,7 @@ def evaluate_run(
     original: str | Path | None = None,
     features: bool = True,
     keep_outputs: bool = False,
+    pictures: int = 0,
 ) -> Run:
     """Evaluate an `unlearn` run, or once more an `evaluate` run that kept what its networks said: `metrics.json`.
 
@@ -400,11 +402,15 @@ def evaluate_run(
         original: The checkpoint before unlearning, to show it beside; None leaves it out.
         features: Whether to collect the penultimate features, for the metrics on them.
         keep_outputs: Whether to keep logits, labels and features of every network, for metrics yet to come.
+        pictures: How many of the forgotten samples to keep as pictures, for reports that are asked to show them.
     """
     check_attacks(attacks or ())
     check_seed(seed)
+    showing.check_pictures(pictures)
     found = artifacts.open_run(run)
     if found.stage == "evaluate":
+        if pictures:
+            raise UserError(f"pictures need the samples; evaluate the `unlearn` run of {run} with --pictures")
         return measure_again(found, out, at, seed=seed, attacks=attacks)
     unlearned = open_unlearned(run, at, original=original, data_config=data_config, train_config=train_config)
     subject, forget, before = unlearned.subject, unlearned.forget, unlearned.before
@@ -416,6 +422,9 @@ def evaluate_run(
         "features": features,
         "keep_outputs": keep_outputs,
     }
+    if pictures:
+        showing.check_pictures(pictures, subject.splits.train)
+        settings["pictures"] = pictures
 
     def work(workspace: Workspace) -> None:
         whole = None if before is None else before.model
@@ -427,6 +436,10 @@ def evaluate_run(
         at.progress.log(flat({"evaluation": values}))
         workspace.write_json(METRICS_FILE, values)
         workspace.write_json(ABOUT_FILE, about(subject, forget, unlearned.run.config["unlearn"], record))
+        if pictures:
+            said = {name: judged[name].outputs.forget for name in SHOWN_AS if name in judged}
+            kept = showing.pictures(subject.splits.train, forget, said, pictures, seed)
+            workspace.write_json(showing.FILE, kept)
         _draw_features(judged, workspace)
 
     return at.perform(out, "evaluate", settings, work)
@@ -555,12 +568,23 @@ def forget_samples(
     return at.perform(out, "forget", settings, work)
 
 
-def read_evaluation(path: str | Path) -> dict[str, Any]:
-    """What a report needs of an `evaluate` or `forget` run. Raises: UserError if it is neither."""
+def read_evaluation(path: str | Path, *, pictures: bool = False) -> dict[str, Any]:
+    """What a report needs of an `evaluate` or `forget` run, with its pictures where they are asked for.
+
+    Raises:
+        UserError: if it is another run, or kept no pictures that are asked for.
+    """
     run = artifacts.open_run(path)
     if not run.file(ABOUT_FILE).is_file():
-        raise UserError(f"{path} is a {run.stage!r} run; a report needs `evaluate` or `forget` runs")
-    return run.json(ABOUT_FILE) | {"metrics": run.json(METRICS_FILE)}
+        raise UserError(
+            f"{path} is a {run.stage!r} run; a report needs `evaluate` or `forget` runs, or one `landscape` run alone"
+        )
+    facts = run.json(ABOUT_FILE) | {"metrics": run.json(METRICS_FILE)}
+    if pictures:
+        if not run.file(showing.FILE).is_file():
+            raise UserError(f"{path} kept no pictures; evaluate its `unlearn` run again, with --pictures")
+        facts["pictures"] = run.json(showing.FILE)
+    return facts
 
 
 def data_of_checkpoint(checkpoint: str | Path) -> DataConfig:

@@ -18,7 +18,9 @@ from unsharp import config, data
 from unsharp.data import DataConfig
 from unsharp.difficulty import from_ids
 from unsharp.difficulty.files import read_ids
+from unsharp.errors import UserError
 from unsharp.reference import reference_key
+from unsharp.report.pdf import check_pdf
 from unsharp.stages import read_split
 from unsharp.subject import load_subject
 
@@ -237,3 +239,17 @@ def test_bounds_are_part_of_what_was_asked(trained: Path, here: Path) -> None:
     assert "holds another run" in call(*how).err  # bounds cannot be moved once the result is known
     (here / "bounds.json").write_text('{"towe": {"at_least": 1}}')
     assert "unknown figure" in call(*how).err
+
+
+def test_the_audit_is_printed_by_itself_and_shows_no_picture(asked: Path, here: Path) -> None:
+    try:
+        check_pdf()
+    except UserError as error:
+        pytest.skip(str(error))
+    for name in ("report.html", "audit.html"):
+        assert "<img" not in (asked / "runs" / "a" / name).read_text()
+    done("report", asked / "runs" / "a", "--audit-pdf", here / "audit.pdf")
+    assert (here / "audit.pdf").read_bytes().startswith(b"%PDF")
+    answer = call("report", asked / "runs" / "a", asked / "runs" / "b", "--audit-pdf", here / "both.pdf")
+    assert answer.code == 2
+    assert "one run with an audit" in answer.err

@@ -28,14 +28,19 @@ SECONDS = 120.0
 
 
 class Browser:
-    """One page; all it requests, says on the console or throws is collected."""
+    """One page; all it requests, says on the console or throws is collected.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: For the browser's own files.
+        *flags: Further words of its command line.
+    """
+
+    def __init__(self, folder: Path, *flags: str) -> None:
         assert CHROMIUM is not None
         theirs, self._out = os.pipe()
         self._in, answers = os.pipe()
         # Chromium reads from descriptor 3 and writes to 4.
-        command = ["bash", "-c", f'exec "$0" "$@" 3<&{theirs} 4>&{answers}', CHROMIUM, *FLAGS]
+        command = ["bash", "-c", f'exec "$0" "$@" 3<&{theirs} 4>&{answers}', CHROMIUM, *FLAGS, *flags]
         self._process = subprocess.Popen(
             [*command, f"--user-data-dir={folder}", "about:blank"],
             pass_fds=(theirs, answers),
@@ -94,6 +99,26 @@ class Browser:
         for kind in ("keyDown", "keyUp"):
             more = {"text": text} if text and kind == "keyDown" else {}
             self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **more)
+
+    def until(self, script: str) -> None:
+        """Wait until an expression in the page is true."""
+        end = time.monotonic() + SECONDS
+        while not self.run(script):
+            assert time.monotonic() < end, script
+            time.sleep(0.1)
+
+    def drag(self, start: tuple[float, float], by: tuple[float, float]) -> None:
+        """Press the mouse at a place of the window, move it in steps as a hand does, and let it go."""
+        x, y = start
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        self.call("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, button="left", buttons=1, clickCount=1)
+        for step in range(1, 6):
+            to = {"x": x + by[0] * step / 5, "y": y + by[1] * step / 5}
+            self.call("Input.dispatchMouseEvent", type="mouseMoved", button="left", buttons=1, **to)
+            time.sleep(0.15)
+        time.sleep(0.5)
+        end = {"x": x + by[0], "y": y + by[1]}
+        self.call("Input.dispatchMouseEvent", type="mouseReleased", button="left", clickCount=1, **end)
 
     def shot(self, file: Path) -> None:
         """Keep a picture of the whole page."""

@@ -16,7 +16,7 @@ from unsharp.seal import RUN_FILE
 
 SHOWN = ("path", "stage", "seed", *FIGURES)
 RUNS, TITLE, OUT = "runs", "Runs", "report.html"
-TABLES = (".csv", ".json", ".parquet")
+TABLES = (".csv", ".json", ".md", ".parquet", ".tex")
 
 
 def quick(arguments: Sequence[str]) -> int | None:
@@ -49,10 +49,20 @@ def list_runs(root: str | Path, *, show: bool = True) -> dict[str, Any]:
 
 
 def report_all(
-    root: str | Path, out: str | Path, *, title: str = TITLE, tables: Sequence[str] = (), show: bool = True
+    root: str | Path,
+    out: str | Path,
+    *,
+    title: str = TITLE,
+    tables: Sequence[str] = (),
+    pdf: str | None = None,
+    show: bool = True,
 ) -> dict[str, Any]:
-    """One page about all evaluated runs below a directory, and its rows as files."""
+    """One page about all evaluated runs below a directory, as PDF besides, and its rows as files."""
     from unsharp.report.overview import records, render
+    from unsharp.report.pdf import check_pdf, write_pdf
+
+    if pdf is not None:
+        check_pdf()
 
     for file in tables:
         if Path(file).suffix.lower() not in TABLES:
@@ -60,13 +70,17 @@ def report_all(
     index = read_index(root)
     if not index.groups:
         raise UserError(f"{root} holds no evaluated run; give directories that `unsharp evaluate` or `forget` wrote")
-    write_text(out, render(index, title=title))
+    page = render(index, title=title)
+    write_text(out, page)
+    if pdf is not None:
+        write_pdf(pdf, page)
     rows = records(index) if tables else []
     for file in tables:
         _write(Path(file), rows)
     if show:
         print(f"{len(index.groups):,} groups of {_evaluated(index):,} evaluated networks: {out}")
-    return {"report": str(out), "runs": _evaluated(index), "groups": len(index.groups), "tables": list(tables)}
+    answer = {"report": str(out), "runs": _evaluated(index), "groups": len(index.groups), "tables": list(tables)}
+    return answer | {"pdf": pdf}
 
 
 def _evaluated(index: Index) -> int:
@@ -89,8 +103,13 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    if path.suffix.lower() == ".json":
-        write_text(path, json.dumps(rows, indent=2, allow_nan=False) + "\n")
+    from unsharp.report.overview import to_latex, to_markdown
+
+    ending = path.suffix.lower()
+    texts = {".json": lambda: json.dumps(rows, indent=2, allow_nan=False) + "\n"}
+    texts |= {".md": lambda: to_markdown(rows), ".tex": lambda: to_latex(rows)}
+    if ending in texts:
+        write_text(path, texts[ending]())
         return
     import pandas as pd
 
@@ -98,7 +117,7 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
     frame = pd.DataFrame(rows)
     with writing(path, "--table"), atomic(path) as temporary:
-        if path.suffix.lower() == ".csv":
+        if ending == ".csv":
             frame.to_csv(temporary, index=False)
         else:
             frame.to_parquet(temporary, index=False)
@@ -115,6 +134,7 @@ def _parsed(arguments: Sequence[str]) -> Any:
         parser.add_argument("--out", default=OUT)
         parser.add_argument("--title", default=TITLE)
         parser.add_argument("--table", nargs="+", default=[])
+        parser.add_argument("--pdf")
     else:
         return None
     rest = arguments[2:] if arguments[0] == "list" else arguments[1:]
@@ -128,4 +148,6 @@ def _parsed(arguments: Sequence[str]) -> Any:
         return lambda: list_runs(given.where, show=not given.json)
     if not holds_runs(given.where):
         return None
-    return lambda: report_all(given.where, given.out, title=given.title, tables=given.table, show=not given.json)
+    return lambda: report_all(
+        given.where, given.out, title=given.title, tables=given.table, pdf=given.pdf, show=not given.json
+    )

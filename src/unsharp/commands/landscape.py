@@ -53,6 +53,7 @@ class Landscape(Common, Data, Around):  # pyright: ignore[reportGeneralTypeIssue
         values = run.json(VALUES_FILE)
         if not self.json:
             _show(Findings(values))
+            print(f"next: unsharp report {run.path}")
         return {"run": str(run.path), "stage": run.stage, "reused": run.reused} | values
 
 

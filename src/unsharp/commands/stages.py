@@ -1,9 +1,8 @@
-"""The commands of the way of the data: train, split, mask, unlearn, evaluate, report, and forget, which does all."""
+"""The commands of the way of the data: train, split, mask, unlearn, evaluate, and forget, which does all."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 
@@ -12,12 +11,10 @@ from unsharp.commands.shared import (
     by_level,
     data_of,
     forget_set_of,
-    open_in_browser,
     read_train_config,
     run_answer,
     setting,
     show_evaluation,
-    show_facts,
     subject_of,
     train_config_of,
 )
@@ -159,6 +156,8 @@ class Evaluate(Common, Data):
     """Whether to measure how retain and forget lie in the penultimate features."""
     keep_outputs: bool = False
     """Keep logits, labels and features, from which the run can be evaluated again without network and data."""
+    pictures: int = 0
+    """Keep so many forgotten samples, drawn at random, as pictures, for reports that are asked to show them."""
 
     def run(self) -> Answer:
         from unsharp import stages
@@ -175,48 +174,10 @@ class Evaluate(Common, Data):
                 original=self.original,
                 features=self.features,
                 keep_outputs=self.keep_outputs,
+                pictures=self.pictures,
             )
         show_evaluation(self, run)
         return run.json(stages.METRICS_FILE) | {"run": str(run.path)}
-
-
-@dataclass(kw_only=True)
-class Report(Common):
-    """Write one offline HTML page about evaluated runs."""
-
-    runs: tyro.conf.Positional[tuple[str, ...]]
-    """Directories of `evaluate` or `forget` runs, seeds of one method averaged; or one that holds runs, for all."""
-    out: str = "report.html"
-    """The HTML file."""
-    table: Words = None
-    """Files to write the table to besides, with intervals: .csv, .parquet, .tex, .md or .json by their ending."""
-    title: str = "Unlearning report"
-    """Heading of the page."""
-    show_samples: bool = False
-    """Name the forgotten samples."""
-    open: bool = False
-    """Open the page in a browser."""
-
-    def run(self) -> Answer:
-        from unsharp import stages
-        from unsharp.commands.index import holds_runs, report_all
-        from unsharp.report import write_report
-        from unsharp.report.export import check_table_file, write_table
-        from unsharp.report.tables import summarise
-
-        if not self.runs:
-            raise UserError("report needs at least one evaluated run; give directories that `unsharp evaluate` wrote")
-        if len(self.runs) == 1 and holds_runs(self.runs[0]):
-            return report_all(self.runs[0], self.out, title=self.title, tables=self.table or (), show=not self.json)
-        for file in self.table or ():
-            check_table_file(file)
-        facts = [stages.read_evaluation(path) for path in self.runs]
-        write_report(self.out, facts, title=self.title, show_samples=self.show_samples)
-        for file in self.table or ():
-            write_table(file, summarise(facts))
-        show_facts(self, facts)
-        open_in_browser(Path(self.out), not self.open)
-        return {"report": self.out, "runs": len(facts), "tables": list(self.table or ())}
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from unsharp.evaluation.per_class import PerClass
-from unsharp.report.tables import bar
+from unsharp.report.plain import bar
 
 HEADS = ("class", "samples", "forgotten", "accuracy", "retrained", "gap", "lost", "won", "p, all classes")
 

@@ -9,17 +9,9 @@ from typing import Any
 
 from unsharp import artifacts
 from unsharp.errors import UserError
+from unsharp.report.plain import latex, latex_comment, tabular
 from unsharp.report.tables import Table, footnote, grids, number, records, to_csv, to_json, to_markdown
 from unsharp.stats import Interval
-
-ESCAPED = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    **{c: f"\\{c}" for c in "&%$#_{}"},
-}
-SYMBOLS = {"±": "pm", "·": "cdot", "α": "alpha", "ρ": "rho", "λ": "lambda", "η": "eta"}
-IN_LATEX = {"−": "$-$"} | {symbol: rf"$\{name}$" for symbol, name in SYMBOLS.items()}
 
 
 def to_latex(table: Table) -> str:
@@ -32,24 +24,11 @@ def to_latex(table: Table) -> str:
         for i, (head, _, cells) in enumerate(grid.lines):
             counts = [] if grid.down else [str(table.rows[i].n)]
             shown = [_cell(column.unit, cell.value, cell.gap, cell.reason, notes) for column, cell in cells]
-            lines.append(" & ".join([_escaped(head), *counts, *shown]) + r" \\")
-        parts.append(
-            "\n".join(
-                [
-                    f"% {grid.title}",
-                    rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
-                    r"\toprule",
-                    " & ".join(map(_escaped, heads)) + r" \\",
-                    r"\midrule",
-                    *lines,
-                    r"\bottomrule",
-                    r"\end{tabular}",
-                ]
-            )
-        )
-    below = [f"% {table.caption}", "% In brackets: the gap, value minus the retrained model's."]
-    below += [f"% [{i}] {note}." for i, note in enumerate(notes, 1)]
-    return "\n\n".join([*parts, "\n".join(line.replace("\n", " ") for line in below)]) + "\n"
+            lines.append([latex(head), *counts, *shown])
+        parts.append(tabular(grid.title, heads, lines))
+    below = [table.caption, "In brackets: the gap, value minus the retrained model's."]
+    below += [f"[{i}] {note}." for i, note in enumerate(notes, 1)]
+    return "\n\n".join([*parts, "\n".join(map(latex_comment, below))]) + "\n"
 
 
 def to_parquet(table: Table) -> bytes:
@@ -88,9 +67,4 @@ def _cell(unit: str, value: Interval | None, gap: Interval | None, reason: str |
     if value is None:
         return rf"---\textsuperscript{{{footnote(reason, notes)}}}"
     shown = number(value, unit) + ("" if gap is None else f" ({number(gap, unit, signed=True)})")
-    return _escaped(shown)
-
-
-def _escaped(text: str) -> str:
-    """Text that LaTeX prints as it is; a line ends no cell."""
-    return "".join(IN_LATEX.get(c, ESCAPED.get(c, c)) for c in " ".join(text.split()))
+    return latex(shown)

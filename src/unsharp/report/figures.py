@@ -8,6 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,8 @@ COLOURS = ("#0072b2", "#d55e00", "#008f6b", "#b5548e", "#9a7500", "#3d8fc4")  # 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 WIDTH = 7.6
+_WANTED: ContextVar[tuple[tuple[str, list[bytes]], ...]] = ContextVar("_WANTED", default=())
+"""Forms in which figures are kept besides, each with the list that takes them."""
 STYLE: Any = {
     "svg.hashsalt": "unsharp",
     "svg.fonttype": "none",
@@ -304,6 +307,34 @@ def canvas(height: float, n: int, *, sharey: bool) -> Iterator[tuple[Figure, lis
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.subplots(1, n, sharey=sharey, squeeze=False)
         yield figure, list(axes[0])
+        for form, kept in _WANTED.get():
+            kept.append(_saved(figure, form))
+
+
+@contextlib.contextmanager
+def kept_as(form: str) -> Iterator[list[bytes]]:
+    """Within it, every figure that is drawn is kept in another form too, in the order of drawing.
+
+    Args:
+        form: "svg", "pdf", or "png", of 200 dots per inch.
+    """
+    kept: list[bytes] = []
+    before = _WANTED.set((*_WANTED.get(), (form, kept)))
+    try:
+        yield kept
+    finally:
+        _WANTED.reset(before)
+
+
+def _saved(figure: Figure, form: str) -> bytes:
+    """The figure by itself, on white, without dates."""
+    import matplotlib
+
+    made, about = io.BytesIO(), {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {"Software": None}}[form]
+    # A file that stands alone brings its letters along.
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(made, format=form, dpi=200, metadata=about)
+    return made.getvalue()
 
 
 def as_svg(figure: Figure) -> str:

@@ -15,6 +15,7 @@ from unsharp.registry import summary
 from unsharp.report import figures, provenance
 from unsharp.report.groups import Group, method_title
 from unsharp.report.page import page
+from unsharp.report.pictures import galleries
 from unsharp.report.tables import Cell, Column, Grid, Table, footnote, grids, number, strength, summarise
 from unsharp.report.verdict import SCALE, verdicts
 from unsharp.sharpness.base import RULES
@@ -77,7 +78,12 @@ LIMITS = (
 
 
 def write_report(
-    path: str | Path, runs: Sequence[dict[str, Any]], *, title: str = "Unlearning report", show_samples: bool = False
+    path: str | Path,
+    runs: Sequence[dict[str, Any]],
+    *,
+    title: str = "Unlearning report",
+    show_samples: bool = False,
+    pictures: int = 0,
 ) -> None:
     """Write the report of some unlearned networks as one HTML file that needs no network; its script only sorts tables.
 
@@ -87,16 +93,19 @@ def write_report(
             averaged.
         title: Heading.
         show_samples: Whether the ids of the forgotten samples are listed; otherwise nothing in the page names them.
+        pictures: How many forgotten samples of each run are shown, each with what the networks say of it; the runs must
+            have "pictures", as `evaluation.pictures` makes them.
 
     Raises:
-        UserError: if there are no runs, a figure is not finite, or the file cannot be written.
+        UserError: if there are no runs, a figure is not finite, pictures are missing, or the file cannot be written.
     """
     if not runs:
         raise UserError("runs is empty; a report needs at least one unlearned network")
-    artifacts.write_text(path, render(summarise(runs), title=title, show_samples=show_samples))
+    page = render(summarise(runs), title=title, show_samples=show_samples, pictures=pictures)
+    artifacts.write_text(path, page)
 
 
-def render(table: Table, *, title: str = "Unlearning report", show_samples: bool = False) -> str:
+def render(table: Table, *, title: str = "Unlearning report", show_samples: bool = False, pictures: int = 0) -> str:
     """The page as text; the same bytes for the same table. Args: as `write_report`."""
     groups = [row.group for row in table.of_kind("unlearned")]
     notes: list[str] = []
@@ -121,6 +130,7 @@ def render(table: Table, *, title: str = "Unlearning report", show_samples: bool
         runs=provenance.runs(groups),
         versions=provenance.versions(groups),
         limits=LIMITS,
+        galleries=galleries(groups, pictures, show_samples=show_samples) if pictures else [],
         samples=provenance.samples(groups) if show_samples else None,
     )
 

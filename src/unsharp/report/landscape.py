@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from unsharp.errors import UserError
-from unsharp.evaluation.connectivity import Way
 from unsharp.evaluation.curvature import Density, Eigenvalues
 from unsharp.evaluation.landscape import Surfaces
 from unsharp.report.figures import COLOURS, DASHES, GRID, INK, MARKERS, MUTED, as_svg, canvas
@@ -30,6 +29,30 @@ KINDS = {"sam": "Worst case, as SAM's", "asam": "Worst case, as ASAM's", "averag
 """Kinds of sharpness, and their titles."""
 
 
+class Course(Protocol):
+    """Loss and accuracy on the way between two networks: a `Way`, or what was kept of it."""
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Names of the sets."""
+        ...
+
+    @property
+    def places(self) -> np.ndarray:
+        """(T,) from 0, the first network, to 1, the second."""
+        ...
+
+    @property
+    def loss(self) -> np.ndarray:
+        """(sets, T) mean losses."""
+        ...
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """(sets, T), 0–100."""
+        ...
+
+
 def contours(surfaces: Surfaces, on: str) -> str:
     """The surfaces of all networks on one set, side by side, with one scale of levels and colours, as SVG.
 
@@ -42,17 +65,16 @@ def contours(surfaces: Surfaces, on: str) -> str:
     Raises:
         UserError: if there is no such set, or no loss on it is finite.
     """
-    import matplotlib
-    from matplotlib.colors import BoundaryNorm
+    from matplotlib.colors import BoundaryNorm, ListedColormap
     from matplotlib.ticker import FuncFormatter
 
     grids = {name: surfaces.surface(name, on) for name in surfaces.networks}
-    levels = scale_of(list(grids.values()))
-    colours = matplotlib.colormaps[COLOUR_MAP]
+    levels = levels_of(surfaces, on)
+    colours = ListedColormap(level_colours(levels))
     norm = BoundaryNorm(levels, colours.N)
     n, reach = len(grids), float(surfaces.axis[-1])
     middle = len(surfaces.axis) // 2
-    height = min(3.6, 6.4 / n + 0.7)
+    height = min(3.6, 6.4 / n + 0.85)
     with canvas(height, n, sharey=True) as (figure, axes):
         drawn: Any = None
         for ax, (name, grid) in zip(axes, grids.items()):
@@ -63,15 +85,46 @@ def contours(surfaces: Surfaces, on: str) -> str:
             ax.contour(x, y, shown.T, levels=levels[1:-1], colors="white", linewidths=0.4, alpha=0.7)
             ax.plot(0.0, 0.0, marker="+", color="white", markersize=9, markeredgewidth=1.8, zorder=4)
             ax.plot(0.0, 0.0, marker="+", color=INK, markersize=8, markeredgewidth=0.9, zorder=5)
-            ax.set_title(f"{name}: {_short(grid[middle, middle])} in the middle", loc="left")
+            ax.set_title(f"{name}\n{short(grid[middle, middle])} in the middle", loc="left")
             ax.set_xlabel("first direction")
             _square(ax, reach)
         axes[0].set_ylabel("second direction")
         bar = figure.colorbar(drawn, ax=axes, ticks=levels[::2], fraction=0.05, pad=0.02, aspect=28)
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
         bar.set_label(f"mean loss on the {on} samples")
         return as_svg(figure)
+
+
+def levels_of(surfaces: Surfaces, on: str) -> np.ndarray:
+    """The levels on which all networks are shown on a set, as of `scale_of`."""
+    return scale_of([surfaces.surface(name, on) for name in surfaces.networks])
+
+
+def level_colours(levels: np.ndarray) -> list[str]:
+    """A colour for each step between two levels, from the lowest, as "#rrggbb"."""
+    import matplotlib
+    from matplotlib.colors import to_hex
+
+    return [to_hex(c) for c in matplotlib.colormaps[COLOUR_MAP](np.linspace(0.0, 1.0, len(levels) - 1))]
+
+
+def place_on(levels: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """Where losses lie between the first level, 0, and the last, 1, in as many even steps as there are between levels.
+
+    Args:
+        levels: As `scale_of` gives them.
+        loss: Losses of any shape.
+
+    Returns:
+        Of the same shape; NaN where the loss is not finite, and the nearer end where it is outside of the levels.
+    """
+    loss = np.where(np.isfinite(loss), loss, np.nan)
+    logarithmic = levels[0] > 0 and levels[-1] > LOGARITHMIC * levels[0]
+    if logarithmic:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            loss, levels = np.log(np.maximum(loss, levels[0])), np.log(levels)
+    return np.clip((loss - levels[0]) / (levels[-1] - levels[0]), 0.0, 1.0)
 
 
 def has_finite(surfaces: Surfaces, on: str) -> bool:
@@ -117,6 +170,8 @@ def spectra(found: Mapping[str, tuple[Density, Sequence[Eigenvalues]]], on: str)
     Raises:
         UserError: if there is none.
     """
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
     if not found:
         raise UserError("there is no spectral density to show; measure with density_draws of at least 1")
     ticks = {name: [value for end in ends for value in end.values] for name, (_, ends) in found.items()}
@@ -136,6 +191,8 @@ def spectra(found: Mapping[str, tuple[Density, Sequence[Eigenvalues]]], on: str)
             for value in ticks[name]:
                 ax.plot([value, value], ends, color=colour, linewidth=1.6, solid_capstyle="butt")
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        ax.yaxis.set_minor_locator(NullLocator())
         ax.set_ylim(floor * 4.0 ** -len(found), top * 3)
         ax.axvline(0.0, color=MUTED, linewidth=0.7)
         ax.set_xlabel("eigenvalue" + ("; ticks: computed one by one" if any(ticks.values()) else ""))
@@ -153,6 +210,8 @@ def rises(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     Raises:
         UserError: if there is no rise.
     """
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     networks = list(found)
     sets = list(dict.fromkeys(on for of in found.values() for on in of))
     kinds = [k for k in KINDS if any((of[on] or {}).get(k) for of in found.values() for on in of)]
@@ -173,6 +232,8 @@ def rises(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
             ax.set_xlabel("rise of the mean loss")
             low, high = ax.get_xlim()
             ax.set_xlim(min(low, 0.0), max(high, 0.0))
+            ax.xaxis.set_major_locator(MaxNLocator(4))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
             ax.axvline(0.0, color=MUTED, linewidth=0.7)
         axes[0].set_yticks(range(len(sets)), sets)
         axes[0].set_ylim(len(sets) - 0.5, -0.5)
@@ -181,7 +242,7 @@ def rises(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
         return as_svg(figure)
 
 
-def ways(found: Mapping[str, Way]) -> str:
+def ways(found: Mapping[str, Course]) -> str:
     """Loss and accuracy on the straight ways between pairs of networks, a plot for each, as SVG.
 
     Args:
@@ -225,7 +286,8 @@ def _square(ax: Axes, reach: float) -> None:
         spine.set_visible(False)
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A loss in three digits."""
     if not math.isfinite(value):
         return "not finite"
     return f"{value:.3g}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.1e}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from scipy.special import stdtrit
 from unsharp.index import FIGURES, WITH_GAP, Index
 from unsharp.report.groups import _short
 from unsharp.report.page import page
+from unsharp.report.plain import bars, latex, latex_comment, tabular
 
 HEADS = {
     "retain_accuracy": "Retain (%)",
@@ -20,6 +21,11 @@ HEADS = {
     "tow": "ToW (%)",
     "seconds": "Time (s)",
 }
+ABOUT = (
+    "Mean over the seeds of one setting ± half-width of its 95 % t interval, where there are several; it covers the "
+    "variation between seeds alone."
+)
+BRACKETS = "In brackets: the gap, value minus the retrained network's."
 FIELDS = ("mean", "low", "high", "half_width")
 
 
@@ -73,11 +79,32 @@ def render(index: Index, *, title: str) -> str:
     )
 
 
+def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of `records` as a Markdown table, each figure with its interval and gap."""
+    return bars(*_texts(rows)) + f"\n\n{ABOUT} {BRACKETS}\n"
+
+
+def to_latex(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Likewise as LaTeX (package booktabs)."""
+    heads, lines = _texts(rows)
+    cells = [[latex(text) for text in line] for line in lines]
+    return tabular("Evaluated networks", heads, cells) + "\n\n" + latex_comment(f"{ABOUT} {BRACKETS}") + "\n"
+
+
+def _texts(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines as text."""
+    lines = []
+    for row in rows:
+        cells = [f"{c['mean']}{c['half']}" + (f" ({c['gap']})" if c["gap"] else "") for c in _line(row)["cells"]]
+        lines.append([row["label"], row["task"], str(row["n"]), *cells])
+    return ["Network", "Task", "n", *HEADS.values()], lines
+
+
 def _counted(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
-def _line(row: dict[str, Any]) -> dict[str, Any]:
+def _line(row: Mapping[str, Any]) -> dict[str, Any]:
     cells = []
     for figure in FIGURES:
         mean, half = row[f"{figure}_mean"], row[f"{figure}_half_width"]

@@ -14,6 +14,7 @@ from typing import Any
 from unsharp.evaluation.metrics import ATTACKS, METRICS
 from unsharp.report import details as behind
 from unsharp.report.groups import Group, group
+from unsharp.report.plain import bars
 from unsharp.stats import Interval, mean_interval
 
 ACCURACY, MEMBERSHIP, STRENGTH, LOSS, COST = "Accuracy", "Membership inference", "Attack accuracy", "Loss", "Cost"
@@ -154,8 +155,7 @@ def to_markdown(table: Table, *, pieces: Collection[str] | None = None) -> str:
         if pieces is not None and grid.title not in pieces:
             continue
         heads, lines = _texts(table, grid, notes)
-        bars = [bar(heads), bar(["---"] + ["---:"] * (len(heads) - 1)), *(bar(line) for line in lines)]
-        parts.append(f"**{grid.title}**\n\n" + "\n".join(bars))
+        parts.append(f"**{grid.title}**\n\n{bars(heads, lines)}")
     return "\n\n".join([*parts, *_below(table, notes)]) + "\n"
 
 
@@ -288,11 +288,6 @@ def _text(column: Column, cell: Cell, notes: list[str]) -> str:
         return f"— [{footnote(cell.reason, notes)}]"
     gap = "" if cell.gap is None else f" ({number(cell.gap, column.unit, signed=True)})"
     return number(cell.value, column.unit) + gap
-
-
-def bar(texts: Sequence[str]) -> str:
-    """A line of a Markdown table."""
-    return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
 
 
 def _below(table: Table, notes: Sequence[str]) -> list[str]:

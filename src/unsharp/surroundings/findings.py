@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from unsharp.config import to_dict
-from unsharp.evaluation.connectivity import Way
 from unsharp.evaluation.curvature import Density, Eigenvalues
 from unsharp.evaluation.landscape import Surfaces
+
+if TYPE_CHECKING:
+    from unsharp.report.landscape import Course
 
 SETS = ("retain", "forget", "test")
 ORIGINAL, UNLEARNED, RETRAINED = NETWORKS = ("original", "unlearned", "retrained")
@@ -46,7 +49,7 @@ class Findings:
 
     values: dict[str, Any]
     surfaces: Surfaces | None = None
-    ways: dict[str, Way] = field(default_factory=dict)
+    ways: Mapping[str, Course] = field(default_factory=dict)
 
     def spectra(self, on: str) -> dict[str, tuple[Density, list[Eigenvalues]]]:
         """Spectral density and single eigenvalues of each network on a set, as far as they were measured."""
@@ -67,6 +70,30 @@ class Findings:
             if part in self.values
             for name, where in figures.items()
         }
+
+
+@dataclass(frozen=True, eq=False)
+class KeptWay:
+    """What a run keeps of a `Way`: its curves.
+
+    Args:
+        sets: Names of the sets.
+        places: (T,) from 0, the first network, to 1, the second.
+        loss: (sets, T) float64 mean losses, NaN where one was not finite.
+        accuracy: (sets, T) float64, 0–100.
+    """
+
+    sets: tuple[str, ...]
+    places: np.ndarray
+    loss: np.ndarray
+    accuracy: np.ndarray
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> KeptWay:
+        """From a row of `values["connectivity"]`."""
+        sets = tuple(name for name in row if name not in ("places", "about"))
+        loss, accuracy = (np.array([row[on][what] for on in sets], float) for what in ("loss", "accuracy"))
+        return cls(sets, np.array(row["places"], float), loss, accuracy)
 
 
 def gaps(found: Findings) -> dict[str, Any] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,11 @@ from torch import nn
 from unsharp import artifacts
 from unsharp.artifacts import Run, Workspace
 from unsharp.data import DataConfig
-from unsharp.evaluation.landscape import same_architecture
+from unsharp.errors import UserError
+from unsharp.evaluation.landscape import Surfaces, same_architecture
 from unsharp.evaluation.points import task_sets
 from unsharp.progress import duration
-from unsharp.surroundings.findings import ORIGINAL, RETRAINED, UNLEARNED, Findings
+from unsharp.surroundings.findings import ORIGINAL, RETRAINED, UNLEARNED, Findings, KeptWay
 from unsharp.surroundings.measure import Share, Surroundings
 from unsharp.training import TrainConfig
 
@@ -86,6 +88,15 @@ def look_around(
     return at.perform(out, STAGE, settings, work)
 
 
+def read(run: Run) -> Findings:
+    """What a `landscape` run found. Raises: UserError for another run."""
+    if run.stage != STAGE:
+        raise UserError(f"{run.path} is a {run.stage!r} run, and holds no surroundings; give a `landscape` run")
+    values, file = run.json(VALUES_FILE), run.file(SURFACES_FILE)
+    surfaces = Surfaces.load(file) if "surface" in values else None
+    return Findings(values, surfaces, {name: KeptWay.of(row) for name, row in values.get("connectivity", {}).items()})
+
+
 def told(shares: list[Share]) -> Iterator[str]:
     """An estimate in lines, for a person."""
     for share in shares:
@@ -116,19 +127,24 @@ def write(found: Findings, directory: str | Path) -> list[Path]:
 
 def drawn(found: Findings) -> Mapping[str, str]:
     """The figures as SVG by name, as far as there is something to show."""
+    return {name: draw() for name, draw in drawings(found).items()}
+
+
+def drawings(found: Findings) -> Mapping[str, Callable[[], str]]:
+    """What draws each figure, by name, as far as there is something to show."""
     from unsharp.report import landscape
 
-    figures: dict[str, str] = {}
-    sharpness = found.values.get("sharpness")
+    figures: dict[str, Callable[[], str]] = {}
+    sharpness, surfaces = found.values.get("sharpness"), found.surfaces
     if sharpness is not None and _any_row(sharpness):
-        figures["sharpness"] = landscape.rises(sharpness)
+        figures["sharpness"] = partial(landscape.rises, sharpness)
     for on in found.values["sets"]:
         if spectra := found.spectra(on):
-            figures[f"spectrum-{on}"] = landscape.spectra(spectra, on)
-        if found.surfaces is not None and landscape.has_finite(found.surfaces, on):
-            figures[f"surface-{on}"] = landscape.contours(found.surfaces, on)
+            figures[f"spectrum-{on}"] = partial(landscape.spectra, spectra, on)
+        if surfaces is not None and landscape.has_finite(surfaces, on):
+            figures[f"surface-{on}"] = partial(landscape.contours, surfaces, on)
     if found.ways:
-        figures["ways"] = landscape.ways(found.ways)
+        figures["ways"] = partial(landscape.ways, found.ways)
     return figures
 
 
