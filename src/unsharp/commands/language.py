@@ -1,4 +1,4 @@
-"""The command for language models: make one forget texts, or measure what it still says of them."""
+"""The command for language models: make one forget texts, measure what it still says of them, or teach them again."""
 
 from __future__ import annotations
 
@@ -10,24 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from unsharp import config
 from unsharp.commands.shared import run_answer, setting
 from unsharp.errors import UserError, unknown
-from unsharp.options import Common, Form, Objective, Text
+from unsharp.options import Common, Count, Form, LanguageFields, LoRAFields, Objective, OptimizerFields, Text
 
 if TYPE_CHECKING:
     from unsharp.language import Pair
 
-OF_EVALUATION = {"reference", "holdout", "real_authors", "world_facts", "new_tokens"}
-OF_UNLEARNING = {"mask", "refusals", *(f.name for f in dataclasses.fields(Objective))} - {"batch_size"}
-NOT_TAKEN = {"unlearn": OF_EVALUATION, "evaluate": OF_UNLEARNING}
+BESIDE = {"reference", "new_tokens"}
+OF_EVALUATION = {"holdout", "real_authors", "world_facts"}
+OF_RELEARNING = {"on", "n", "steps", "look_every", "seeds", "watched", "original", "other", "judge"}
+LOOP = {f.name for group in (LoRAFields, OptimizerFields, LanguageFields) for f in dataclasses.fields(group)} | {"seed"}
+LOOP -= {"batch_size", "sharpness", "leading", "mask_fraction", "mask_select", "mask_per_layer"}
+"""What a fine-tuning takes of the options of a loop."""
+OF_UNLEARNING = {"mask", "refusals", *(f.name for f in dataclasses.fields(Objective))} - {"batch_size"} - LOOP
+NOT_TAKEN = {
+    "unlearn": BESIDE | OF_EVALUATION | OF_RELEARNING,
+    "evaluate": OF_RELEARNING | OF_UNLEARNING | LOOP,
+    "relearn": OF_EVALUATION | OF_UNLEARNING,
+}
 
 
 @dataclass(kw_only=True)
 class Language(Common, Form, Objective):  # pyright: ignore[reportGeneralTypeIssues]
-    """Make a language model forget texts, or measure what it still says of them."""
+    """Make a language model forget texts, measure what it still says of them, or try to bring them back."""
 
     what: tyro.conf.Positional[str]
-    """unlearn or evaluate."""
+    """unlearn, evaluate or relearn."""
     model: str
     """Model of transformers: a name on the hub, a directory, or an `unlearn` run. It is read only."""
     forget: str
@@ -47,7 +57,7 @@ class Language(Common, Form, Objective):  # pyright: ignore[reportGeneralTypeIss
     refusals: Text = None
     """unlearn: file with a refusal per line, for objectives that refuse; eight short ones, if left out."""
     reference: Text = None
-    """evaluate: model that was trained without the forgotten texts."""
+    """evaluate, relearn: model that was trained without the forgotten texts."""
     holdout: Text = None
     """evaluate: texts that no model saw, for membership inference."""
     real_authors: Text = None
@@ -55,7 +65,25 @@ class Language(Common, Form, Objective):  # pyright: ignore[reportGeneralTypeIss
     world_facts: Text = None
     """evaluate: questions on the world with perturbed answers, likewise."""
     new_tokens: int = 100
-    """evaluate: tokens of a generated answer at most."""
+    """evaluate, relearn: tokens of a generated answer at most."""
+    on: tuple[str, ...] = ("forget", "retain")
+    """relearn: what copies are fine-tuned on, an attack for each: forget (the others are judged), retain, other."""
+    n: Count = None
+    """relearn: texts to fine-tune on; a fifth of the forgotten with forget, else as many as those, if left out."""
+    steps: Count = None
+    """relearn: steps of an attack, in place of --epochs."""
+    look_every: Count = None
+    """relearn: steps between two points of the curve; an epoch, or with --steps what leaves ten points, if left out."""
+    seeds: int = 1
+    """relearn: number of seeds, counted from --seed; with several, figures have 95 % intervals."""
+    watched: int = 100
+    """relearn: retained texts, at most, that are looked at, and judged ones that are answered."""
+    original: Text = None
+    """relearn: model before it forgot, which is attacked beside it."""
+    other: Text = None
+    """relearn: unrelated texts, for --on other."""
+    judge: Text = None
+    """relearn: texts that are judged, in place of the forgotten ones that a copy is not fine-tuned on."""
 
     def run(self) -> dict[str, Any]:
         if self.what not in NOT_TAKEN:
@@ -65,7 +93,7 @@ class Language(Common, Form, Objective):  # pyright: ignore[reportGeneralTypeIss
         if given:
             named = " ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UserError(f"{self.what} does not take {named}; leave it out")
-        return self._unlearn() if self.what == "unlearn" else self._evaluate()
+        return {"unlearn": self._unlearn, "evaluate": self._evaluate, "relearn": self._relearn}[self.what]()
 
     def _unlearn(self) -> dict[str, Any]:
         from unsharp.language import stages
@@ -113,6 +141,36 @@ class Language(Common, Form, Objective):  # pyright: ignore[reportGeneralTypeIss
         if not self.json:
             print(stages.shown(metrics))
         return run_answer(run) | metrics
+
+    def _relearn(self) -> dict[str, Any]:
+        from unsharp.language import relearning_stage as stage
+        from unsharp.language.relearning import RelearnConfig
+
+        given = {"steps": self.steps, "look_every": self.look_every, "batch_size": self.batch_size}
+        how = config.from_dict(
+            RelearnConfig,
+            self.loop_values(config.to_dict(RelearnConfig())) | {k: v for k, v in given.items() if v is not None},
+            "relearn",
+        )
+        plan = stage.RelearnPlan(
+            on=self.on,  # pyright: ignore[reportArgumentType]
+            how=how,
+            **{name: getattr(self, name) for name in ("n", "seeds", "watched", "new_tokens")},
+        )
+        if ("other" in self.on) != (self.other is not None):
+            raise UserError("--on other and --other belong together: give both, or neither")
+        form, texts = self.text_format(), {"forget": _pairs(self.forget)}
+        for name in ("retain", "other", "judge"):
+            if (path := getattr(self, name)) is not None:
+                texts[name] = _pairs(path)
+        with setting(self) as at:
+            named = {stage.UNLEARNED: self.model, stage.ORIGINAL: self.original, stage.RETRAINED: self.reference}
+            speakers = {who: self._speaker(name, form, at) for who, name in named.items() if name is not None}
+            run = stage.relearn_texts(speakers, texts, self.out, at, plan)
+        found = run.json(stage.RELEARNING_FILE)
+        if not self.json:
+            print("\n".join(stage.sentences(found["attacks"])))
+        return run_answer(run) | found
 
     def _speaker(self, name: str, form: Any, at: Any) -> Any:
         from unsharp.language.stages import open_speaker
