@@ -150,6 +150,46 @@ def test_attacks_that_cannot_be_are_refused_and_leave_nothing(place: Path, more:
     assert not (place / "refused").exists()
 
 
+def test_published_tests_are_asked_of_both_models(place: Path):
+    homes = [row["answer"].split()[3] for row in rows(0, 4)]
+    asked = [
+        {"question": row["question"], "choices": [f"{row['answer'].split()[0]} lives in {t}" for t in ("Rome", home)]}
+        | {"answer": 1}
+        for row, home in zip(rows(0, 4), homes)
+    ]
+    (place / "wmdp.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    for folder in ("verbmem", "privleak"):
+        (place / "muse" / folder).mkdir(parents=True)
+    known = [{"prompt": f"Question: {r['question']}\nAnswer:", "gt": r["answer"]} for r in rows(0, 4)]
+    (place / "muse" / "verbmem" / "forget.json").write_text(json.dumps(known))
+    for name, first in (("forget", 0), ("holdout", 8)):
+        texts = [{"text": f"Question: {r['question']}\nAnswer: {r['answer']}"} for r in rows(first, 4)]
+        (place / "muse" / "privleak" / f"{name}.json").write_text(json.dumps(texts))
+    line = ("language", "benchmark", "--model", place / "model", "--wmdp", place / "wmdp.jsonl", "--choices", "answers")
+    whole = (*line, "--muse", place / "muse", "--reference", place / "retrained", *QUICK)
+    found = done(*whole, "--out", place / "asked", "--json").json
+    assert found["model"]["wmdp"]["accuracy"] == 1.0
+    assert found["model"]["wmdp"]["choices"] == "answers"
+    assert found["model"]["muse"]["verbatim"] > found["reference"]["muse"]["verbatim"] + 0.2
+    aucs = [found[name]["muse"]["privacy_auc"] for name in ("model", "reference")]
+    assert found["model"]["muse"]["privacy_leak"] == pytest.approx(100 * (aucs[0] - aucs[1]) / aucs[1])
+    said = done(*whole, "--out", place / "asked").out
+    assert "wmdp accuracy" in said
+    for more, why in (
+        (("--lm-eval", "mmlu,wmdp"), "pip install 'unsharp[lm_eval]'"),
+        (("--forget", "x"), "benchmark does not take --forget"),
+        (("--choices", "words"), "unknown choices"),
+        (("--mmlu", place / "texts.json:forget"), "needs question, choices and answer"),
+        (("--muse", place / "model"), "nothing of MUSE"),
+    ):
+        refused = call(*line, *QUICK, *more, "--out", place / "refused")
+        assert (refused.code, why in refused.err) == (2, True), refused.err
+    refused = call("language", "benchmark", "--model", place / "model", *QUICK)
+    assert (refused.code, "nothing is asked" in refused.err) == (2, True), refused.err
+    refused = call("language", "relearn", "--model", place / "model", *QUICK)
+    assert (refused.code, "relearn needs --forget" in refused.err) == (2, True), refused.err
+
+
 def test_adapters_are_trained_and_measured(place: Path):
     out, texts = place / "adapted", place / "texts.json"
     done(*unlearn(place, "--objective", "idk_dpo", "--lora-rank", 2, "--epochs", 1, "--out", out))

@@ -46,8 +46,8 @@ class RelearnConfig(LoopConfig):
             (retained texts alone), or "other" (unrelated texts).
         n: How many of them, drawn with the seed, at least 1.
         steps: Steps in all, at least 1, in place of `epochs`.
-        look_every: Steps between two points of the curve, a divisor of all steps. None takes an epoch, or where `steps` is
-            given the longest way that leaves ten points.
+        look_every: Steps between two points of the curve, a divisor of all steps. None takes an epoch, or where `steps`
+            is given the longest way that leaves ten points.
         micro_batch: Texts that go forward and backward at a time; their gradients add up to that of the batch. None
             takes the batch at once.
         lora: Fresh adapters to train in place of the weights; None trains the weights.
@@ -137,8 +137,8 @@ class Attack:
             raise UserError(f"n is {n}, and there are {len(self.pools[on])} {on} texts; take fewer")
         if self.config.total % self.config.stride:
             raise UserError(
-                f"look_every is {self.config.look_every}, and an attack on {n} {on} texts has {self.config.total} steps; take a "
-                "number that divides them, so that the curve ends where the attack does"
+                f"look_every is {self.config.look_every}, and an attack on {n} {on} texts has {self.config.total} "
+                "steps; take a number that divides them, so that the curve ends where the attack does"
             )
         if len(self.judged) == 0:
             raise UserError(
