@@ -59,6 +59,8 @@ def log_p(model: torch.nn.Module, prompt: str, end: str) -> float:
 def test_the_likeliest_choice_is_that_of_a_loop_over_the_tokens(choices: Any):
     asked, who = questions(), speaker(1)
     encoded = benchmarks.encode_choices(asked, WORDS, choices, context=400)
+    ends = [end for q in asked for _, end in benchmarks.asked_as(q, choices)]
+    assert [WORDS.decode(e.tokens[e.n_prompt :]) for e in encoded] == ends
     found = benchmarks.choice_figures(who.model, asked, TextSamples(encoded, [False] * len(encoded)), batch_size=5)
     right, by_length = 0, 0
     for q in asked:

@@ -71,8 +71,8 @@ NOTHING: dict[str, dict[str, Any]] = {
     "gradient penalty 0": {"rule": "gradient_penalty", "penalty": 0.0},
 }
 """Rules at strength 0, each of which must give the weights of plain NPO."""
-SHORT = 20
-"""Steps of the runs at strength 0."""
+SHORT, POINTS = 20, 5
+"""Steps of the runs at strength 0; points of a curve after the first."""
 SHOWN = (NPO, SAM_SMALL, SAM, PENALTY, AVERAGED, RETRAINED)
 """What the figure shows."""
 JUDGED = "forget_exact_memorization"
@@ -100,6 +100,8 @@ class Options:
     """Steps of training."""
     steps: int = 200
     """Steps of forgetting."""
+    attacked: int = 40
+    """Steps of each attack, a multiple of 5."""
     relearned: tuple[int, ...] = (20, 60)
     """Facts that are taught again, an attack for each."""
     workers: int | None = 1
@@ -109,7 +111,7 @@ class Options:
 def main(options: Options) -> None:
     """Run all seeds, and write `facts.json`, `page.md` and the figure after each."""
     out, facts = Path(options.out).absolute(), []
-    shared = {name: getattr(options, name) for name in ("groups", "people", "width", "training", "steps")}
+    shared = {name: getattr(options, name) for name in ("groups", "people", "width", "training", "steps", "attacked")}
     for seed in options.seeds:
         cell = Cell(f"{HERE}:one_seed", shared | {"relearned": list(options.relearned), "seed": seed})
         with BarProgress() as bar:
@@ -154,31 +156,13 @@ def make_facts(groups: int, people: int, seed: int) -> Facts:
 
 
 def one_seed(
-    groups: int, people: int, width: int, training: int, steps: int, relearned: Sequence[int], seed: int
+    groups: int, people: int, width: int, training: int, steps: int, attacked: int, relearned: Sequence[int], seed: int
 ) -> dict[str, Any]:
     """Cell: all variants of a seed, the retrained and the original model, before and after each attack."""
     facts = make_facts(groups, people, seed)
     samples = facts.samples
     models, seconds = _forgotten(facts, width, training, steps, seed)
-    pools = {"forget": samples.forget, "retain": samples.retain}
-    attacks = {
-        n: Attack(
-            config=RelearnConfig(
-                on="forget",
-                n=n,
-                steps=40,
-                look_every=8,
-                batch_size=20,
-                optimizer=OptimizerConfig(name="adamw", lr=1e-4, weight_decay=0.0),
-                seed=seed,
-            ),
-            samples=samples,
-            pools=pools,
-            watched=len(samples.forget),
-            batch_size=512,
-        )
-        for n in relearned
-    }
+    attacks = {n: _attack(samples, n, attacked, seed) for n in relearned}
     found: dict[str, Any] = {}
     for name, model in models.items():
         found[name] = {
@@ -187,7 +171,20 @@ def one_seed(
             "seconds": seconds.get(name),
             "curves": {str(n): attack.run(model) for n, attack in attacks.items()},
         }
-    return {"seed": seed, "models": found, "same_at_zero": _same_at_zero(models[ORIGINAL], samples, seed)}
+    return {
+        "seed": seed,
+        "models": found,
+        "same_at_zero": _same_at_zero(models[ORIGINAL], samples, min(SHORT, steps), seed),
+    }
+
+
+def _attack(samples: TextSamples, n: int, steps: int, seed: int) -> Attack:
+    adam = OptimizerConfig(name="adamw", lr=1e-4, weight_decay=0.0)
+    how = RelearnConfig(
+        on="forget", n=n, steps=steps, look_every=steps // POINTS, batch_size=20, optimizer=adam, seed=seed
+    )
+    pools = {"forget": samples.forget, "retain": samples.retain}
+    return Attack(config=how, samples=samples, pools=pools, watched=len(samples.forget), batch_size=512)
 
 
 def _forgotten(
@@ -240,10 +237,10 @@ def _unlearned(model: nn.Module, samples: TextSamples, steps: int, seed: int, ho
     return unlearn(model, samples, configure("npo", beta=0.1, gamma=1.0, **loop, **how))[0]
 
 
-def _same_at_zero(original: nn.Module, samples: TextSamples, seed: int) -> dict[str, bool]:
+def _same_at_zero(original: nn.Module, samples: TextSamples, steps: int, seed: int) -> dict[str, bool]:
     """Whether each rule of strength 0 gives the weights of plain NPO, in short runs."""
-    plain = _unlearned(original, samples, SHORT, seed, VARIANTS[NPO])
-    others = {name: _unlearned(original, samples, SHORT, seed, how) for name, how in NOTHING.items()}
+    plain = _unlearned(original, samples, steps, seed, VARIANTS[NPO])
+    others = {name: _unlearned(original, samples, steps, seed, how) for name, how in NOTHING.items()}
     pairs = {name: zip(plain.parameters(), other.parameters(), strict=True) for name, other in others.items()}
     return {name: all(torch.equal(a, b) for a, b in both) for name, both in pairs.items()}
 
