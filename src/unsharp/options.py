@@ -390,16 +390,24 @@ class Objective(ObjectiveFields, LoRAFields, Rule, OptimizerFields, LanguageFiel
         """What the options say. Raises: UserError for one that nobody takes, or a value out of range."""
         groups = (ObjectiveFields, RuleFields, OptimizerFields, LanguageFields)
         given = {name: value for group in groups for name, value in _given(self, group).items()}
-        adapters = {name.removeprefix("lora_"): value for name, value in _given(self, LoRAFields).items()}
-        if adapters and "rank" not in adapters:
-            raise UserError("options of LoRA need --lora-rank, which turns it on")
         return configure_language(
-            self.objective or "npo",
-            rule=self.rule or "none",
-            lora=config.from_dict(LoRA, adapters, "lora") if adapters else None,
-            seed=self.seed or 0,
-            **given,
+            self.objective or "npo", rule=self.rule or "none", lora=self.adapters(), seed=self.seed or 0, **given
         )
+
+    def adapters(self) -> LoRA | None:
+        """The adapters that the options ask for. Raises: UserError for a value out of range, or without the rank."""
+        given = {name.removeprefix("lora_"): value for name, value in _given(self, LoRAFields).items()}
+        if given and "rank" not in given:
+            raise UserError("options of LoRA need --lora-rank, which turns it on")
+        return config.from_dict(LoRA, given, "lora") if given else None
+
+    def loop_values(self, base: dict[str, Any]) -> dict[str, Any]:
+        """A loop's plain values with those in their place that the options give: loop, optimiser, adapters, seed."""
+        optimizer = {"name" if k == "optimizer" else k: v for k, v in _given(self, OptimizerFields).items()}
+        if optimizer.get("name", base["optimizer"]["name"]) != base["optimizer"]["name"]:
+            base["optimizer"] |= {"momentum": None, "options": {}}
+        own = {"optimizer": base["optimizer"] | optimizer, "lora": self.adapters(), "seed": self.seed or 0}
+        return base | _given(self, LanguageFields) | own
 
 
 @dataclass(kw_only=True)

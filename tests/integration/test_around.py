@@ -27,7 +27,7 @@ COMMANDS: dict[str, tuple[object, ...]] = {
 }  # fmt: skip
 FILES = {
     "attack": {"attack.json", "roc.svg", "run.json"},
-    "relearn": {"relearning.json", "relearning.svg", "run.json"},
+    "relearn": {"relearning.json", "relearning.svg", "report.html", "run.json"},
     "landscape": {"landscape.json", "surfaces.safetensors", "sharpness.svg", "ways.svg", "run.json",
                   *(f"{kind}-{on}.svg" for kind in ("surface", "spectrum") for on in ("retain", "forget", "test"))},
     "robustness": {"robustness.json", "robustness.svg", "run.json"},

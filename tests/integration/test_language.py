@@ -92,6 +92,104 @@ def test_a_model_forgets_and_is_measured_beside_a_retrained_one(place: Path):
     assert "forget quality none: no retrained model" in said
 
 
+def relearn(place: Path, *more: object) -> tuple[object, ...]:
+    texts = place / "texts.json"
+    return (
+        *("language", "relearn", "--model", place / "model", "--forget", f"{texts}:forget"),
+        *("--retain", f"{texts}:retain", "--new-tokens", 3, *QUICK, *more),
+    )
+
+
+def test_forgotten_texts_are_taught_again_beside_a_retrained_model(place: Path):
+    texts = place / "texts.json"
+    beside = ("--original", place / "model", "--reference", place / "retrained", "--n", 2, "--lr", 0.003)
+    line = relearn(place, *beside, "--on", "forget", "other", "--other", f"{texts}:holdout", "--steps", 4, "--seeds", 2)
+    answer = done(*line, "--out", place / "relearnt", "--json").json
+    assert {"relearning.json", "relearning.svg", "report.html", "run.json"} == {
+        p.name for p in (place / "relearnt").iterdir()
+    }
+    one = answer["attacks"]["forget"]
+    assert one["config"]["n"] == 2
+    assert one["config"]["optimizer"]["lr"] == 0.003
+    assert [r["step"] for r in one["rows"][:5]] == [0, 1, 2, 3, 4]
+    starts = {r["model"]: r["forget_exact_memorization"] for r in one["rows"] if r["step"] == 0}
+    assert starts["original"] == starts["unlearned"] > 0.9 > starts["retrained"]
+    told = one["recovery"]["unlearned"]["excess"]
+    assert told["mean"] == one["recovery"]["original"]["excess"]["mean"]
+    assert done(*line, "--out", place / "relearnt", "--json").json["reused"]
+    said = done(*line, "--out", place / "relearnt").out
+    assert said.count("probability of a forgotten answer") == 6
+    assert "more than retrained" in said
+    adapters = relearn(place, "--on", "forget", "--n", 3, "--lora-rank", 2, "--epochs", 1, "--batch-size", 3)
+    found = done(*adapters, "--judge", f"{texts}:holdout", "--out", place / "by-adapters", "--json").json
+    assert found["attacks"]["forget"]["config"]["lora"]["rank"] == 2
+    assert found["n"]["judge"] == 4
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--n", 9), "there are 4 forget texts"),
+        (("--n", 4), "left to judge"),
+        (("--on", "other"), "belong together"),
+        (("--on", "retian"), "did you mean 'retain'"),
+        (("--objective", "npo"), "relearn does not take --objective"),
+        (("--holdout", "x"), "relearn does not take --holdout"),
+        (("--n", 2, "--steps", 5, "--look-every", 2), "divides"),
+        (("--max-length", 5), "tokens"),
+        (("--lora-rank", 2, "--lora-targets", "nowhere"), "LoRA does not fit the model"),
+        (("--lora-scale", 2), "need --lora-rank"),
+        (("--tokenizer", "nowhere", "--local-files-only"), "cannot be loaded"),
+        (("--seeds", 0), "seeds must be"),
+    ],
+)
+def test_attacks_that_cannot_be_are_refused_and_leave_nothing(place: Path, more: tuple[object, ...], said: str):
+    answer = call(*relearn(place, *more, "--out", place / "refused"))
+    assert answer.code == 2, answer.err
+    assert said in answer.err
+    assert not (place / "refused").exists()
+
+
+def test_published_tests_are_asked_of_both_models(place: Path):
+    homes = [row["answer"].split()[3] for row in rows(0, 4)]
+    asked = [
+        {"question": row["question"], "choices": [f"{row['answer'].split()[0]} lives in {t}" for t in ("Rome", home)]}
+        | {"answer": 1}
+        for row, home in zip(rows(0, 4), homes)
+    ]
+    (place / "wmdp.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    for folder in ("verbmem", "privleak"):
+        (place / "muse" / folder).mkdir(parents=True)
+    known = [{"prompt": f"Question: {r['question']}\nAnswer:", "gt": r["answer"]} for r in rows(0, 4)]
+    (place / "muse" / "verbmem" / "forget.json").write_text(json.dumps(known))
+    for name, first in (("forget", 0), ("holdout", 8)):
+        texts = [{"text": f"Question: {r['question']}\nAnswer: {r['answer']}"} for r in rows(first, 4)]
+        (place / "muse" / "privleak" / f"{name}.json").write_text(json.dumps(texts))
+    line = ("language", "benchmark", "--model", place / "model", "--wmdp", place / "wmdp.jsonl", "--choices", "answers")
+    whole = (*line, "--muse", place / "muse", "--reference", place / "retrained", *QUICK)
+    found = done(*whole, "--out", place / "asked", "--json").json
+    assert found["model"]["wmdp"]["accuracy"] == 1.0
+    assert found["model"]["wmdp"]["choices"] == "answers"
+    assert found["model"]["muse"]["verbatim"] > found["reference"]["muse"]["verbatim"] + 0.2
+    aucs = [found[name]["muse"]["privacy_auc"] for name in ("model", "reference")]
+    assert found["model"]["muse"]["privacy_leak"] == pytest.approx(100 * (aucs[0] - aucs[1]) / aucs[1])
+    said = done(*whole, "--out", place / "asked").out
+    assert "wmdp accuracy" in said
+    for more, why in (
+        (("--lm-eval", "mmlu,wmdp"), "pip install 'unsharp[lm_eval]'"),
+        (("--forget", "x"), "benchmark does not take --forget"),
+        (("--choices", "words"), "unknown choices"),
+        (("--mmlu", place / "texts.json:forget"), "needs question, choices and answer"),
+        (("--muse", place / "model"), "nothing of MUSE"),
+    ):
+        refused = call(*line, *QUICK, *more, "--out", place / "refused")
+        assert (refused.code, why in refused.err) == (2, True), refused.err
+    refused = call("language", "benchmark", "--model", place / "model", *QUICK)
+    assert (refused.code, "nothing is asked" in refused.err) == (2, True), refused.err
+    refused = call("language", "relearn", "--model", place / "model", *QUICK)
+    assert (refused.code, "relearn needs --forget" in refused.err) == (2, True), refused.err
+
+
 def test_adapters_are_trained_and_measured(place: Path):
     out, texts = place / "adapted", place / "texts.json"
     done(*unlearn(place, "--objective", "idk_dpo", "--lora-rank", 2, "--epochs", 1, "--out", out))

@@ -176,13 +176,13 @@ class Attack:
         network = copy.deepcopy(model)
         start = [p.detach().clone() for p in network.parameters()]
         goal = None if original is None else [p.detach() for p in original.parameters()]
-        apart = None if goal is None else _distance(start, goal)
+        apart = None if goal is None else l2_apart(start, goal)
 
         def looked() -> Row:
             now = [p.detach() for p in network.parameters()]
-            found = self._accuracies(network) | {"distance": _distance(now, start)}
+            found = self._accuracies(network) | {"distance": l2_apart(now, start)}
             if goal is not None and apart:
-                found["to_original"] = _distance(now, goal) / apart
+                found["to_original"] = l2_apart(now, goal) / apart
             return found
 
         rows = [{"epoch": 0.0, "passes": 0.0, **looked()}]
@@ -242,24 +242,27 @@ def relearn(
     return rows
 
 
-def recovery(curve: Sequence[Mapping[str, float]], reference: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def recovery(
+    curve: Sequence[Mapping[str, float]], reference: Sequence[Mapping[str, float]], figure: str = "forget_accuracy"
+) -> dict[str, float]:
     """How much more a network gets back than one that never had it.
 
     Args:
         curve: Rows of the network that forgot.
         reference: Rows of the retrained network under the same attack.
+        figure: By which column it is judged.
 
     Returns:
-        In points of forget accuracy: "gain" (from start to end of the network), "reference_gain" (of the retrained
+        In units of that column: "gain" (from start to end of the network), "reference_gain" (of the retrained
         one), "excess" (their difference: 0 is the ideal, above it the forget set is brought back), and "excess_area"
-        (the mean over the epochs of the difference of the gains).
+        (the mean over the points of the curve of the difference of the gains).
 
     Raises:
         UserError: if the curves are not of equal length.
     """
     if len(curve) != len(reference) or not curve:
         raise UserError(f"the curves have {len(curve)} and {len(reference)} points; run both under the same attack")
-    ours, theirs = (np.array([row["forget_accuracy"] for row in rows]) for rows in (curve, reference))
+    ours, theirs = (np.array([row[figure] for row in rows]) for rows in (curve, reference))
     gain, expected = ours - ours[0], theirs - theirs[0]
     return {
         "gain": float(gain[-1]),
@@ -269,9 +272,10 @@ def recovery(curve: Sequence[Mapping[str, float]], reference: Sequence[Mapping[s
     }
 
 
-def _distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+def l2_apart(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """‖a − b‖₂ over tensors of equal shapes."""
     squares = [(a - b).double().square().sum() for a, b in zip(first, second, strict=True)]
     return float(torch.stack(squares).sum().sqrt())
 
 
-__all__ = ["Attack", "RelearnConfig", "recovery", "relearn"]
+__all__ = ["Attack", "RelearnConfig", "l2_apart", "recovery", "relearn"]

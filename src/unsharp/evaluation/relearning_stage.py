@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 from torch import nn
@@ -19,8 +19,8 @@ from unsharp.errors import UserError, unknown
 from unsharp.evaluation.predictions import predict
 from unsharp.evaluation.relearning import Attack, On, RelearnConfig, recovery
 from unsharp.progress import SILENT, Progress, duration
-from unsharp.report.relearning import relearning_curves
-from unsharp.stages import Setting, find_reference, open_unlearned
+from unsharp.report.relearning import relearning_curves, write_relearning
+from unsharp.stages import REPORT_FILE, Setting, find_reference, open_unlearned
 from unsharp.training import TrainConfig
 
 UNLEARNED, RETRAINED = "unlearned", "retrained"
@@ -93,22 +93,38 @@ class RelearnPlan:
         ]
 
 
+class AnyAttack(Protocol):
+    """What is run on networks and gives a curve: of images as of texts."""
+
+    @property
+    def config(self) -> Any:
+        """The attack's configuration, with `on` and `seed`."""
+
+    def run(
+        self, model: nn.Module, *, original: nn.Module | None = None, progress: Progress = SILENT
+    ) -> list[dict[str, float]]:
+        """Rows of a curve, as `Attack.run` gives them."""
+        ...
+
+
 def attack_all(
     networks: Mapping[str, nn.Module],
-    attacks: Sequence[Attack],
+    attacks: Sequence[AnyAttack],
     *,
     original: nn.Module | None = None,
     workspace: Workspace | None = None,
     progress: Progress = SILENT,
+    judged_by: str = "forget_accuracy",
 ) -> dict[str, Any]:
     """Attack every network alike.
 
     Args:
-        networks: By name, `RETRAINED` among them.
+        networks: By name; without `RETRAINED` among them there is no recovery.
         attacks: The attacks.
         original: As for `Attack.run`.
         workspace: Where finished curves are kept, from which a killed run goes on; None keeps none.
         progress: Told of each batch.
+        judged_by: The column of the curves by which recovery is judged.
 
     Returns:
         By attack ("forget", ...): "config"; "rows", those of `Attack.run` with "model" and "seed"; "recovery" for each
@@ -133,9 +149,11 @@ def attack_all(
             "config": config.to_dict(configs[0]),
             "rows": [{"model": name, "seed": seed, **row} for (seed, name), rows in curves.items() for row in rows],
             "recovery": {
-                name: _over_seeds([recovery(curves[how.seed, name], curves[how.seed, RETRAINED]) for how in configs])
+                name: _over_seeds(
+                    [recovery(curves[how.seed, name], curves[how.seed, RETRAINED], judged_by) for how in configs]
+                )
                 for name in networks
-                if name != RETRAINED
+                if name != RETRAINED and RETRAINED in networks
             },
         }
     return found
@@ -181,7 +199,7 @@ def relearn_run(
     original: str | Path | None = None,
     other: DataConfig | None = None,
 ) -> Run:
-    """Attack the network of an `unlearn` run and its retrained reference: `relearning.json` and `relearning.svg`.
+    """Attack the network of an `unlearn` run and its retrained reference: `relearning.json`, its figure, `report.html`.
 
     Args:
         run: The run directory.
@@ -232,7 +250,9 @@ def relearn_run(
             "n": n,
         }
         workspace.write_json(RELEARNING_FILE, {"attacks": found, **about})
-        artifacts.write_text(workspace.file(FIGURE_FILE), figure(found))
+        drawn = figure(found)
+        artifacts.write_text(workspace.file(FIGURE_FILE), drawn)
+        write_relearning(workspace.file(REPORT_FILE), found, drawn, sentences(found))
 
     return at.perform(out, "relearn", settings, work)
 
@@ -256,4 +276,4 @@ def _over_seeds(found: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any
     return {name: dataclasses.asdict(stats.mean_interval([one[name] for one in found])) for name in found[0]}
 
 
-__all__ = ["RelearnPlan", "attack_all", "estimate", "figure", "relearn_run", "sentences"]
+__all__ = ["AnyAttack", "RelearnPlan", "attack_all", "estimate", "figure", "relearn_run", "sentences"]

@@ -98,7 +98,7 @@ def with_adapters(model: nn.Module, lora: LoRA, seed: int) -> nn.Module:
             warnings.simplefilter("ignore")  # of layers that store their weight transposed, which it then takes as such
             return peft.get_peft_model(model, how)
     except ValueError as error:
-        raise UserError(f"LoRA does not fit the model: {_first_line(error)}; name layers that it has") from None
+        raise UserError(f"LoRA does not fit the model: {first_line(error)}; name layers that it has") from None
 
 
 def context_of(model: nn.Module) -> int | None:
@@ -154,7 +154,7 @@ def _explained(what: str, name: str | Path, local_files_only: bool) -> Iterator[
             advice = "no such directory, and the hub's cache here does not have it; allow the hub, or fetch it"
         else:
             advice = "give an existing directory, or the name of one that the hub has and this machine can reach"
-        raise UserError(f"{what} {str(name)!r} cannot be loaded ({_first_line(error)}); {advice}") from None
+        raise UserError(f"{what} {str(name)!r} cannot be loaded ({first_line(error)}); {advice}") from None
 
 
 @contextlib.contextmanager
@@ -172,5 +172,6 @@ def _quiet(transformers: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line, or its kind."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

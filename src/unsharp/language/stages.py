@@ -56,6 +56,11 @@ class Speaker:
     form: TextFormat
     name: str
 
+    @property
+    def pad(self) -> int:
+        """A token that fills batches up."""
+        return next(i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if i is not None)
+
     def samples(self, pairs: Mapping[str, Sequence[Pair]]) -> TextSamples:
         """The pairs as samples, in the order given; those under "forget" are to be forgotten."""
         sizes = {"context": models.context_of(self.model), "n_tokens": models.n_tokens_of(self.model)}
@@ -63,8 +68,7 @@ class Speaker:
         for what, some in pairs.items():
             texts += encode(some, self.tokenizer, self.form, what=what, **sizes) if some else []
             forgotten += [what == "forget"] * len(some)
-        pad = next(i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if i is not None)
-        return TextSamples(texts, forgotten, pad=pad, device=next(self.model.parameters()).device)
+        return TextSamples(texts, forgotten, pad=self.pad, device=next(self.model.parameters()).device)
 
 
 def open_speaker(

@@ -84,7 +84,7 @@ class Encoded:
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """Pairs from a JSON or JSON Lines file, plain or `.xz`.
+    """Pairs from a file of `read_rows`.
 
     Each object has a prompt ("question", "prompt" or "instruction") and an answer ("answer", "response", "completion"
     or "output"), or a "text". A file of several lists, such as splits by name, is read as FILE:NAME.
@@ -94,6 +94,18 @@ def read_pairs(path: str | Path) -> list[Pair]:
 
     Raises:
         UserError: if the file or the part is missing, or an object is none of these.
+    """
+    return [_pair(value, f"{path}, entry {i + 1}") for i, value in enumerate(read_rows(path))]
+
+
+def read_rows(path: str | Path) -> list[Any]:
+    """The objects of a JSON or JSON Lines file, plain or `.xz`, or the rows of a Parquet file.
+
+    Args:
+        path: FILE, or FILE:NAME for one of several lists that a JSON file holds by name.
+
+    Raises:
+        UserError: if the file or the part is missing or cannot be read, or holds no list with at least one entry.
     """
     file, part = _file_and_part(str(path))
     content = _content(file)
@@ -107,7 +119,7 @@ def read_pairs(path: str | Path) -> list[Pair]:
         raise UserError(f"{file} is one list and has no part {part!r}; leave :{part} out")
     if not isinstance(content, list) or not content:
         raise UserError(f"{path} must hold a list of at least one object with a prompt and an answer")
-    return [_pair(value, f"{path}, entry {i + 1}") for i, value in enumerate(content)]
+    return content
 
 
 def _file_and_part(path: str) -> tuple[Path, str | None]:
@@ -118,6 +130,8 @@ def _file_and_part(path: str) -> tuple[Path, str | None]:
 
 
 def _content(file: Path) -> Any:
+    if file.suffix == ".parquet":
+        return _rows_of_parquet(file)
     try:
         with (
             lzma.open(file, "rt", encoding="utf-8") if file.suffix == ".xz" else open(file, encoding="utf-8") as opened
@@ -139,6 +153,18 @@ def _content(file: Path) -> Any:
             except json.JSONDecodeError as error:
                 raise UserError(f"{file} is neither JSON nor JSON Lines: line {number}: {error}") from None
     return found
+
+
+def _rows_of_parquet(file: Path) -> list[Any]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return parquet.read_table(file).to_pylist()
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist") from None
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
 
 
 def _pair(value: Any, where: str) -> Pair:
@@ -174,15 +200,21 @@ def _first(value: Mapping[str, Any], keys: Sequence[str]) -> Any:
     return next((value[key] for key in keys if key in value), None)
 
 
-def check_apart(forget: Sequence[Pair], retain: Sequence[Pair]) -> None:
-    """Raise UserError if an answer is to be forgotten and retained at once; case and spaces do not count."""
+def check_apart(forget: Sequence[Pair], retain: Sequence[Pair], others: str = "retain") -> None:
+    """Raise UserError if a text is to be forgotten and is among the others too; case and spaces do not count.
+
+    Args:
+        forget: What is to be forgotten.
+        retain: What is not.
+        others: What the latter are, for the message.
+    """
     kept = {_plain(pair) for pair in retain}
     both = [pair for pair in forget if _plain(pair) in kept]
     if both:
         shown = (both[0].prompt or both[0].answer)[:60]
         raise UserError(
-            f"{len(both)} texts are in forget and in retain ({shown!r} among them); a text can be in one of them only: "
-            "take them out of retain"
+            f"{len(both)} texts are in forget and in {others} ({shown!r} among them); a text can be in one of them "
+            f"only: take them out of {others}"
         )
 
 
