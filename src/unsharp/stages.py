@@ -162,18 +162,16 @@ def make_mask(
     out: str | Path | None,
     at: Setting,
     *,
-    fraction: float,
-    select: masks.Select = "largest",
-    per_layer: bool = False,
-    seed: int = 0,
+    choice: masks.Choice,
 ) -> Run:
-    """The saliency mask of a forget set: `mask.safetensors`. Raises: UserError for a value out of range."""
-    how = {"fraction": fraction, "select": select, "per_layer": per_layer, "seed": seed}
-    masks.check_choice(fraction, select, seed)
+    """A mask of a forget set: `mask.safetensors`. Raises: UserError if there is no weight to mark."""
+    how = config.to_dict(choice)
+    samples = subject.splits.train
 
     def work(workspace: Workspace) -> None:
-        mask = masks.saliency_mask(subject.model, subject.splits.train, forget.indices, **how)
-        masks.save(mask, workspace.file(MASK_FILE), {"forget": forget.hash, **how})
+        training = np.union1d(forget.retain_indices(len(samples)), forget.indices)
+        basis = masks.Basis(model=subject.model, samples=samples, forget=forget.indices, training=training)
+        masks.save(masks.make_mask(basis, choice), workspace.file(MASK_FILE), {"forget": forget.hash, **how})
 
     settings = {"checkpoint": subject.digest, "forget": forget.hash, **how}
     return at.perform(out, "mask", settings, work)

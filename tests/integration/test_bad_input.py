@@ -407,7 +407,7 @@ def test_a_full_disk(command: str, trained: Path, here: Path, monkeypatch: pytes
     what = ["--model", trained, "--random", 30] if command != "train" else []
     loop = ["--epochs", 1, *QUICK] if command != "mask" else ["--threads", 1]
     with monkeypatch.context() as patch:
-        patch.setattr(masks if command == "mask" else checkpoints, "save_file", full)
+        patch.setattr(masks.files if command == "mask" else checkpoints, "save_file", full)
         answer = call(command, *what, *loop, "--out", "out")
         assert_refused(answer, "full", "out", "free", begun=command != "mask")
         assert not [p for p in tree(here) if not p.startswith(".")]
