@@ -262,7 +262,8 @@ def selections() -> str:
     for name, selection in SELECTIONS.items():
         passes = selection.passes(1, Choice(select=name))
         samples = {"forget": "forget", "training": "training set", "": "—"}[selection.reads]
-        cost = f"{passes}" + (" over at most `score_samples`" if selection.capped else " over them all" if passes else "")
+        over = " over at most `score_samples`" if selection.capped else " over them all"
+        cost = f"{passes}{over}" if passes else "0"
         rows.append([f"`{name}`", summary(selection), selection.formula, samples, cost, selection.source])
     return table(["selection", "what it marks", "by", "looks at", "passes, by default", "source"], rows)
 

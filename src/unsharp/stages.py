@@ -16,6 +16,7 @@ from torch import nn
 from unsharp import artifacts, checkpoints, config, data, masks, runtime, seal, unlearning
 from unsharp.artifacts import Run, Workspace, perform
 from unsharp.checkpoints import MODEL_FILE
+from unsharp.corrections import Corrections
 from unsharp.data import DataConfig, Samples, Splits
 from unsharp.difficulty import ForgetConfig, ForgetSet, choose
 from unsharp.errors import UserError
@@ -178,15 +179,25 @@ def make_mask(
 
 
 def unlearn_network(
-    subject: Subject, forget: ForgetSet, how: UnlearnConfig, out: str | Path | None, at: Setting
+    subject: Subject,
+    forget: ForgetSet,
+    how: UnlearnConfig,
+    out: str | Path | None,
+    at: Setting,
+    corrections: Corrections | None = None,
 ) -> Run:
     """Make the network forget: new checkpoint, record, the split; the subject's own file is left as it is.
+
+    With corrections the samples are put right rather than removed.
 
     Raises:
         UserError: if the network is no better than a guess, or for bad input, before the work.
         NonFiniteError: if a step is not finite.
     """
     settings = {"checkpoint": subject.digest, "origin": subject.origin, "unlearn": how, **asked(subject, forget)}
+    if corrections is not None:
+        unlearning.corrected_for(how.method, corrections, subject.splits.train, forget.indices)
+        settings |= {"corrections": corrections.digest}
     _check_stop(subject, how, at)
     subject.check_before(forget)
 
@@ -207,6 +218,7 @@ def unlearn_network(
             progress=at.progress,
             validation=subject.splits.validation,
             say=at.say,
+            corrections=corrections,
         )
         made = {"origin": subject.origin, "unlearn": how, **asked(subject, forget)}
         checkpoints.save_model(workspace.file(MODEL_FILE), network, made)

@@ -134,14 +134,18 @@ class Unlearn(Common, Data, Network, Forget, Method):  # pyright: ignore[reportG
     """JSON file that says how the network was trained, for a checkpoint that does not know (needed to retrain)."""
     config: Text = None
     """JSON file of method, rule and loop, such as the `unlearn.json` of a `tune` run; --seed may stand beside it."""
+    corrected: Text = None
+    """File .npz with ids of the forget set and the labels or inputs they should have had, to put right, not remove."""
 
     def run(self) -> Answer:
         from unsharp import stages
+        from unsharp.corrections import read_corrections
 
         how = self.unlearn_config(self.config)
+        corrections = None if self.corrected is None else read_corrections(self.corrected)
         with setting(self) as at:
             subject = subject_of(self, self.model, at, self.train_config)
-            run = stages.unlearn_network(subject, forget_set_of(self, subject), how, self.out, at)
+            run = stages.unlearn_network(subject, forget_set_of(self, subject), how, self.out, at, corrections)
         record = run.json(stages.RECORD_FILE)
         cost = {k: record[k] for k in ("seconds", "passes", "peak_memory_bytes")}
         if not self.json:
