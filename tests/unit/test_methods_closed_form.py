@@ -61,7 +61,7 @@ def small() -> tuple[nn.Module, TensorSamples]:
 
 KINDS = {
     "removal": None,
-    "labels": Corrections(ids=FORGET, labels=LABELS),
+    "labels": Corrections(ids=FORGET[::-1], labels=LABELS[::-1]),
     "inputs": Corrections(ids=FORGET, inputs=RIGHT.numpy()),
     "both": Corrections(ids=FORGET[::-1], labels=LABELS[::-1], inputs=RIGHT.numpy()[::-1]),
 }
@@ -344,7 +344,7 @@ def test_corrections_that_do_not_fit_are_refused(given: dict[str, Any], words: s
 
 def test_files_of_corrections(tmp_path) -> None:
     path = tmp_path / "right.npz"
-    np.savez(path, ids=FORGET, labels=LABELS)
+    np.savez(path, ids=FORGET[::-1], labels=LABELS[::-1])
     read = read_corrections(path)
     assert read.digest == KINDS["labels"].digest != KINDS["inputs"].digest
     np.savez(path, ids=FORGET, label=LABELS)

@@ -230,7 +230,7 @@ def test_a_broken_weight_is_no_score(name: str) -> None:
     with torch.no_grad():
         model.head.weight[0, 0] = float("nan")
     with pytest.raises(NonFiniteError):
-        masks.make_mask(basis(model), Choice(select=name, n_probes=2))
+        scores(name, basis(model), n_probes=2)
 
 
 @pytest.mark.parametrize("name", SELECTIONS)

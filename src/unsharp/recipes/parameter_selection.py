@@ -7,18 +7,19 @@ has learnt all of it. The right labels are then given for the wrong ones, and `f
 `second_order` (one) put the network right, moving a part of the weights only. Pixels are in [0, 1], where many are 0
 and leave their weights without gradient, or standardised (`--inputs standard`). The rules:
 
-- Rates (tau, or damping and strength) are chosen for each method, selection, fraction and seed by the accuracy on 437
-  digits that no network saw; what is shown is that on 360 others. All have as many points to choose from.
+- The rate (tau, or the damping) is chosen for each method, selection, fraction and seed by the accuracy on 433 digits
+  that no network saw; what is shown is that on 364 others. All have as many points to choose from.
 - Restored: the gain over the wrong network, divided by that of the network trained on the right labels with the same
   seed.
 - A selection is better than chance where the 95 % t interval of its accuracy less that of the random mask of the same
-  size, paired by seed, lies above 0. The seeds were used for nothing else.
+  size, paired by seed, lies above 0. The seeds were used for nothing else; training and rates were settled on 0, 1, 100
+  and 101.
 - Acceptance: (a) the error of the estimated Hessian diagonal falls as 1/√probes on a network of 1,210 weights; (b) no
   weight outside a mask changes a bit; (c) 5 % of the weights by the Hessian hold five times as much of ‖v‖² as random
   ones, on every seed; (d) they restore 0.8 times as much as all weights do, in the mean; (e) the step on all weights is
   the closed form to 1e-6.
 
-About eight minutes of one core. A killed run goes on with the next seed.
+About three minutes of one core. A killed run goes on with the next seed.
 """
 
 from __future__ import annotations
@@ -44,24 +45,24 @@ from unsharp.data import DataConfig, Samples
 from unsharp.data.samples import TensorSamples
 from unsharp.data.streams import evaluation_batches
 from unsharp.engine import OptimizerConfig
+from unsharp.errors import UserError
 from unsharp.evaluation.curvature import CurvatureMatrix, diagonal
 from unsharp.evaluation.mean_loss import MeanLoss
 from unsharp.methods.masked import ALL
 from unsharp.training import TrainConfig, train
 
-SEEDS = (100, 101, 102, 103, 104)
+SEEDS = (200, 201, 202, 203, 204)
 WRONG = 0.2
 """Share of the labels that are made wrong."""
 N_TRAIN = 1000
 MAIN = 0.05
 """The fraction of the weights that the acceptance is about."""
-TAUS = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+TAUS = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 N_PROBES = 60
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "first_order": [{"tau": tau, "steps": 10} for tau in TAUS],
     "second_order": [
-        {"damping": d, "strength": s, "hessian_samples": 500, "cg_steps": 20}
-        for d, s in itertools.product((0.01, 0.1, 1.0), (1.0, 3.0))
+        {"damping": damping, "hessian_samples": 500, "cg_steps": 20} for damping in (0.003, 0.01, 0.03, 0.1)
     ],
 }
 PROBES = (10, 40, 160, 640)
@@ -76,9 +77,9 @@ class Options:
     """Directory of the facts and of the page."""
     seeds: tuple[int, ...] = SEEDS
     """Seeds of the split, the wrong labels and the network."""
-    fractions: tuple[float, ...] = (0.01, 0.05, 0.2)
+    fractions: tuple[float, ...] = (0.05, 0.2)
     """Shares of the weights that move; the first method has them all, the second 0.05."""
-    epochs: int = 100
+    epochs: int = 200
     """Epochs of training."""
     inputs: Literal["unit", "standard"] = "unit"
     """Pixels in [0, 1], or with mean 0.5 and deviation 0.25 taken out."""
@@ -125,12 +126,15 @@ def facts_of(seed: int, options: Options) -> dict[str, Any]:
     """All that a seed gives."""
     problem = problem_of(seed, options)
     low, high = problem.bounds
+    if high <= low:
+        raise UserError(f"wrong labels did no harm ({low:.1f} and {high:.1f} % on test); take more epochs")
     rows = [row for method in GRIDS for row in _rows(problem, method, options.fractions, seed)]
     for row in rows:
         row["restored"] = (row["test"] - low) / (high - low)
     return {
         "seed": seed,
         "inputs": options.inputs,
+        "learnt": accuracy(problem.model, problem.samples),
         "wrong": low,
         "right": high,
         "rows": rows,
@@ -154,9 +158,9 @@ def problem_of(seed: int, options: Options) -> Problem:
     assert splits.test is not None
     how = TrainConfig(
         epochs=options.epochs,
-        batch_size=64,
+        batch_size=250,
         seed=seed,
-        optimizer=OptimizerConfig(name="adamw", lr=2e-3, weight_decay=0),
+        optimizer=OptimizerConfig(name="adamw", lr=5e-3, weight_decay=0),
     )
     models = []
     for learnt in (samples, clean):
@@ -262,7 +266,7 @@ def diagonal_errors(samples: Samples, seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
     small = network(16)
     train(small, samples, np.arange(len(samples)), TrainConfig(epochs=10, seed=seed))
-    matrix = CurvatureMatrix(MeanLoss(small.eval(), samples, np.arange(200)))
+    matrix = CurvatureMatrix(MeanLoss(small.eval(), samples, np.arange(min(200, len(samples)))))
     exact = matrix.dense().diagonal().double()
     found = {n: diagonal(matrix, n, seed).values for n in PROBES}
     return {str(n): float((values - exact).norm() / exact.norm()) for n, values in found.items()}
@@ -281,7 +285,8 @@ def page(facts: Rows) -> str:
     )
     bounds = (
         f"Test accuracy of the network that learnt the wrong labels: {shown([f['wrong'] for f in facts])} %; "
-        f"of one that learnt the right ones: {shown([f['right'] for f in facts])} %."
+        f"of one that learnt the right ones: {shown([f['right'] for f in facts])} %. The first is right on "
+        f"{shown([f['learnt'] for f in facts])} % of what it was trained on, wrong labels included."
     )
     parts = ["### Acceptance", acceptance(facts)]
     for method in GRIDS:
@@ -378,6 +383,8 @@ def _ratio(facts: Rows) -> tuple[str, bool]:
 def _restored(facts: Rows) -> tuple[str, bool]:
     ours = values_of(facts, "first_order", "hessian", MAIN, "restored")
     whole = values_of(facts, "first_order", ALL, 1.0, "restored")
+    if np.mean(whole) <= 0:
+        return f"{shown(ours, 2)}, and all weights {shown(whole, 2)}", False
     ratio = float(np.mean(ours) / np.mean(whole))
     return f"{ratio:.2f} ({shown(ours, 2)} over {shown(whole, 2)})", ratio >= 0.8
 
