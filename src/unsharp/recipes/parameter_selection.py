@@ -3,7 +3,7 @@
     python -m unsharp.recipes.parameter_selection --out DIR
 
 scikit-learn's digits, 1,000 of them to train on, a fifth of these under a wrong label; a network of 17,226 weights that
-has learnt all of it. The right labels are then given for the wrong ones, and `first_order` (ten steps) and
+has learnt nearly all of it. The right labels are then given for the wrong ones, and `first_order` (ten steps) and
 `second_order` (one) put the network right, moving a part of the weights only. Pixels are in [0, 1], where many are 0
 and leave their weights without gradient, or standardised (`--inputs standard`). The rules:
 
