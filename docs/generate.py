@@ -26,6 +26,7 @@ from unsharp.data import SOURCES, ImageSamples
 from unsharp.difficulty.proxies import PROXIES
 from unsharp.evaluation import METRICS
 from unsharp.language.objectives import OBJECTIVES
+from unsharp.masks import SELECTIONS, Choice
 from unsharp.methods import METHODS, Method, PhasedMethod, Problem
 from unsharp.models import MODELS
 from unsharp.phases import Phase
@@ -256,6 +257,18 @@ def data() -> str:
     return table(["`--data`", "what it is"], [[f"`{n}`", summary(f)] for n, f in SOURCES.items()])
 
 
+def selections() -> str:
+    """Every selection of weights in a line, with what it costs by default."""
+    rows = []
+    for name, selection in SELECTIONS.items():
+        passes = selection.passes(1, Choice(select=name))
+        samples = {"forget": "forget", "training": "training set", "": "—"}[selection.reads]
+        over = " over at most `score_samples`" if selection.capped else " over them all"
+        cost = f"{passes}{over}" if passes else "0"
+        rows.append([f"`{name}`", summary(selection), selection.formula, samples, cost, selection.source])
+    return table(["selection", "what it marks", "by", "looks at", "passes, by default", "source"], rows)
+
+
 def models() -> str:
     """Every network in a line."""
     return table(["`--arch`", "what it is"], [[f"`{n}`", summary(f)] for n, f in MODELS.items()])
@@ -365,6 +378,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
         data,
         models,
         reproductions,
+        selections,
         names,
         group,
         command,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from unsharp.api import Unlearned, evaluate, memorize, relearn, unlearn
+    from unsharp.corrections import Corrections
     from unsharp.data import DataConfig, ImageSamples, Samples, from_torch_dataset
     from unsharp.difficulty import ForgetConfig, ForgetSet
     from unsharp.engine import LoopConfig, OptimizerConfig
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "api": ("Unlearned", "evaluate", "memorize", "relearn", "unlearn"),
+    "corrections": ("Corrections",),
     "data": ("DataConfig", "ImageSamples", "Samples", "from_torch_dataset"),
     "difficulty": ("ForgetConfig", "ForgetSet"),
     "engine": ("LoopConfig", "OptimizerConfig"),
@@ -44,7 +46,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [  # noqa: RUF022
     "Unlearned", "evaluate", "memorize", "relearn", "unlearn",
     "DataConfig", "ImageSamples", "Samples", "from_torch_dataset",
-    "ForgetConfig", "ForgetSet",
+    "ForgetConfig", "ForgetSet", "Corrections",
     "LoopConfig", "OptimizerConfig",
     "NonFiniteError", "UserError",
     "METRICS", "Metric",

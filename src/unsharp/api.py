@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from unsharp import runtime, unlearning
+from unsharp.corrections import Corrections
 from unsharp.data import Samples, from_torch_dataset
 from unsharp.difficulty import ForgetConfig, ForgetSet, choose, from_ids
 from unsharp.engine import MakeOptimizer, OptimizerConfig
@@ -55,6 +56,7 @@ def unlearn(
     train_config: TrainConfig | None = None,
     validation_set: Any = None,
     published: bool = False,
+    corrections: Corrections | None = None,
     fingerprint: str | None = None,
     store: str | Path | None = None,
     progress: bool | Progress = False,
@@ -75,6 +77,8 @@ def unlearn(
         validation_set: Samples that the network was not trained on; only SCRUB's `rewind` needs them.
         published: Where a setting is not given, take the one under which a step is that of the published code of
             Sharp MinMax; see docs/published-code.md.
+        corrections: What the forget samples should have been, for `first_order` and `second_order`; without them the
+            samples are removed.
         fingerprint: A name for the content of `train_set`, where its items differ between two reads.
         store: Directory of retrained networks; None keeps none.
         progress: Show a bar on standard error; or a `Progress` of your own, whose `log` gets the figures of each epoch.
@@ -120,6 +124,7 @@ def unlearn(
                 validation=None if validation_set is None else as_samples(validation_set, device),
                 on_epoch=watch(samples, forget),
                 say=_warn,
+                corrections=corrections,
             )
         )
 

@@ -15,6 +15,7 @@ from unsharp.difficulty.proxies import PROXIES
 from unsharp.errors import unknown
 from unsharp.evaluation import METRICS
 from unsharp.language.objectives import OBJECTIVES
+from unsharp.masks import SELECTIONS
 from unsharp.methods import METHODS
 from unsharp.models import MODELS
 from unsharp.registry import summary
@@ -37,6 +38,10 @@ def listing(what: str) -> list[dict[str, str]]:
             for n, c in PROXIES.items()
         ],
         "objectives": lambda: [_parametrised(n, c) for n, c in OBJECTIVES.items()],
+        "selections": lambda: [
+            {"name": n, "what": summary(s), "formula": s.formula, "looks at": s.reads or "—", "source": s.source}
+            for n, s in SELECTIONS.items()
+        ],
         "metrics": lambda: [
             {
                 "name": n,

@@ -16,6 +16,7 @@ from torch import nn
 from unsharp import artifacts, checkpoints, config, data, masks, runtime, seal, unlearning
 from unsharp.artifacts import Run, Workspace, perform
 from unsharp.checkpoints import MODEL_FILE
+from unsharp.corrections import Corrections
 from unsharp.data import DataConfig, Samples, Splits
 from unsharp.difficulty import ForgetConfig, ForgetSet, choose
 from unsharp.errors import UserError
@@ -163,33 +164,41 @@ def make_mask(
     out: str | Path | None,
     at: Setting,
     *,
-    fraction: float,
-    select: masks.Select = "largest",
-    per_layer: bool = False,
-    seed: int = 0,
+    choice: masks.Choice,
 ) -> Run:
-    """The saliency mask of a forget set: `mask.safetensors`. Raises: UserError for a value out of range."""
-    how = {"fraction": fraction, "select": select, "per_layer": per_layer, "seed": seed}
-    masks.check_choice(fraction, select, seed)
+    """A mask of a forget set: `mask.safetensors`. Raises: UserError if there is no weight to mark."""
+    how = config.to_dict(choice)
+    samples = subject.splits.train
 
     def work(workspace: Workspace) -> None:
-        mask = masks.saliency_mask(subject.model, subject.splits.train, forget.indices, **how)
-        masks.save(mask, workspace.file(MASK_FILE), {"forget": forget.hash, **how})
+        training = np.union1d(forget.retain_indices(len(samples)), forget.indices)
+        basis = masks.Basis(model=subject.model, samples=samples, forget=forget.indices, training=training)
+        masks.save(masks.make_mask(basis, choice), workspace.file(MASK_FILE), {"forget": forget.hash, **how})
 
     settings = {"checkpoint": subject.digest, "forget": forget.hash, **how}
     return at.perform(out, "mask", settings, work)
 
 
 def unlearn_network(
-    subject: Subject, forget: ForgetSet, how: UnlearnConfig, out: str | Path | None, at: Setting
+    subject: Subject,
+    forget: ForgetSet,
+    how: UnlearnConfig,
+    out: str | Path | None,
+    at: Setting,
+    corrections: Corrections | None = None,
 ) -> Run:
     """Make the network forget: new checkpoint, record, the split; the subject's own file is left as it is.
+
+    With corrections the samples are put right rather than removed.
 
     Raises:
         UserError: if the network is no better than a guess, or for bad input, before the work.
         NonFiniteError: if a step is not finite.
     """
     settings = {"checkpoint": subject.digest, "origin": subject.origin, "unlearn": how, **asked(subject, forget)}
+    if corrections is not None:
+        unlearning.corrected_for(how.method, corrections, subject.splits.train, forget.indices)
+        settings |= {"corrections": corrections.digest}
     _check_stop(subject, how, at)
     subject.check_before(forget)
 
@@ -210,6 +219,7 @@ def unlearn_network(
             progress=at.progress,
             validation=subject.splits.validation,
             say=at.say,
+            corrections=corrections,
         )
         made = {"origin": subject.origin, "unlearn": how, **asked(subject, forget)}
         checkpoints.save_model(workspace.file(MODEL_FILE), network, made)

@@ -16,6 +16,7 @@ from torch import nn
 from unsharp import config as configuration
 from unsharp import runtime
 from unsharp.artifacts import Workspace
+from unsharp.corrections import Corrections
 from unsharp.data.samples import Samples
 from unsharp.data.share import share_of
 from unsharp.data.streams import Stream
@@ -170,6 +171,7 @@ def run(
     validation: Samples | None = None,
     say: Callable[[str], None] | None = None,
     unread: int = 0,
+    corrections: Corrections | None = None,
 ) -> tuple[nn.Module, Record]:
     """Make a copy of `model` forget the samples at `forget`; `model` itself is left as it is.
 
@@ -190,6 +192,7 @@ def run(
             forget, that the network breaks down. The record has them in any case, under "stop" and "warnings".
         unread: Retained samples beside those at `retain`, where these are a share already; for methods that weigh by
             how many there are.
+        corrections: What the forget samples should have been, for methods that correct; None removes them.
 
     Returns:
         The network that has forgotten, in evaluation mode, and the record of the run.
@@ -198,6 +201,7 @@ def run(
         UserError: for what the method or the loop refuses, or if `stop_at` asks for a network that cannot be retrained.
         NonFiniteError: if a step is not finite.
     """
+    corrected = None if corrections is None else corrected_for(config.method, corrections, samples, forget)
     n_retained = len(retain) + unread
     retain = share_of(samples, retain, config.retain_fraction, config.seed)
     unread = n_retained - len(retain)
@@ -235,6 +239,7 @@ def run(
         batch_size=config.batch_size,
         progress=progress,
         unlearn=Parts(config, workspace, run_part),
+        corrected=corrected,
     )
     method = config.method
     if isinstance(method, AppliedMethod):
@@ -246,7 +251,21 @@ def run(
     about = named_by(config, samples) | record.about
     if config.retain_fraction < 1:
         about |= {"retain_fraction": config.retain_fraction, "n_retained": len(retain)}
+    if corrections is not None:
+        about |= {"corrections": corrections.digest}
     return network, dataclasses.replace(record, about=about)
+
+
+def corrected_for(method: Method, corrections: Corrections, samples: Samples, forget: np.ndarray) -> Samples:
+    """The forget samples as they should have been.
+
+    Raises:
+        UserError: if the method does not correct, or the corrections do not fit the forget set.
+    """
+    if not method.corrects:
+        able = ", ".join(name for name, cls in METHODS.items() if cls.corrects)
+        raise UserError(f"{METHODS.name_of(type(method))} takes no corrections; take {able}, or leave them out")
+    return corrections.applied(samples, forget)
 
 
 def _run_phases(

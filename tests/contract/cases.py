@@ -190,6 +190,7 @@ STRONG: dict[str, dict[str, Any]] = {
     "sfron": {"forget_weight": 2.0},
     "ssd": {"selection_weight": 1.2},
     "influence": {"fisher_samples": 8},
+    "second_order": {"hessian_samples": 8},
 }
 """Parameters with which every part of a method has a say on so few samples; the others have it by default."""
 

@@ -116,7 +116,7 @@ def test_every_method_makes_a_new_network_and_leaves_the_old_one(method: str, ru
     assert torch.equal(forgotten.frozen.weight, model.frozen.weight) or method == "retrain"
     assert not torch.equal(forgotten.last.weight, model.last.weight)
     assert [p.requires_grad for p in forgotten.parameters()] == before["requires_grad"]
-    rows = {"retrain": TRAIN.epochs, "influence": 1, "ssd": 1, "rum": 3 * 2}
+    rows = {"retrain": TRAIN.epochs, "influence": 1, "first_order": 1, "second_order": 1, "ssd": 1, "rum": 3 * 2}
     assert len(record.history) == rows.get(method, 2)
     assert record.seconds > 0
     assert record.passes > 0

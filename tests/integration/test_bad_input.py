@@ -203,6 +203,11 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
     "no attack": ("evaluate $unlearned --attacks accuracy --out out", ["attack", "accuracy"]),
     "select": ("mask --model $model --random 30 --select larges --out out", ["did you mean 'largest'"]),
+    "select without samples": (
+        "mask --model $model --random 30 --select random --score-on forget --out out",
+        ["random", "score_on"],
+    ),
+    "corrected missing": (f"{U} --method first_order --corrected nowhere.npz", ["corrected", "nowhere.npz"]),
     "score kind": ("split --scores s.npz --level high --n 9 --score-kind cscor --out out", ["did you mean 'cscore'"]),
     "level": ("split --scores s.npz --level hard --n 9 --out out", ["level", "hard", "high"]),
     "mid": ("split --scores s.npz --level mid --n 9 --mid halv --out out", ["did you mean 'half'"]),
@@ -407,7 +412,7 @@ def test_a_full_disk(command: str, trained: Path, here: Path, monkeypatch: pytes
     what = ["--model", trained, "--random", 30] if command != "train" else []
     loop = ["--epochs", 1, *QUICK] if command != "mask" else ["--threads", 1]
     with monkeypatch.context() as patch:
-        patch.setattr(masks if command == "mask" else checkpoints, "save_file", full)
+        patch.setattr(masks.files if command == "mask" else checkpoints, "save_file", full)
         answer = call(command, *what, *loop, "--out", "out")
         assert_refused(answer, "full", "out", "free", begun=command != "mask")
         assert not [p for p in tree(here) if not p.startswith(".")]

@@ -44,6 +44,31 @@ def flow(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_wrong_labels_are_put_right_from_a_file(trained: Path, here: Path) -> None:
+    labels = load(DataConfig()).train.labels
+    ids = list(range(20, 40))
+    (here / "ids.txt").write_text("\n".join(map(str, ids)))
+    np.savez(here / "right.npz", ids=ids, labels=(labels[ids] + 1) % 10)
+    how = ("--model", trained, "--ids", "ids.txt", "--method", "second_order", "--select", "hessian", "--fraction", 0.1,
+           "--n-probes", 2, "--hessian-samples", 50, "--cg-steps", 3, *QUICK)  # fmt: skip
+    done("unlearn", *how, "--corrected", "right.npz", "--out", "right")
+    done("unlearn", *how, "--out", "removed")
+    before, right, removed = (load_file(p / "model.safetensors") for p in (trained, here / "right", here / "removed"))
+    assert any(not right[name].equal(removed[name]) for name in right)
+    moved = {name: right[name] != before[name] for name in right}
+    weights = sum(w.numel() for name, w in right.items() if not re.search("running|num_batches", name))
+    assert 0 < sum(int(m.sum()) for m in moved.values()) <= round(0.1 * weights)
+    assert read(here / "right" / "record.json")["about"]["corrections"]
+    assert read(here / "right" / "run.json")["config"]["corrections"]
+    refused = call("unlearn", *how, "--method", "neggrad", "--corrected", "right.npz", "--out", "other")
+    assert refused.code == 2
+    np.savez(here / "right.npz", ids=ids[1:], labels=labels[ids[1:]])
+    refused = call("unlearn", *how, "--corrected", "right.npz", "--out", "other")
+    assert refused.code == 2
+    assert "lack 20" in refused.err
+    assert not (here / "other").exists()
+
+
 def json_numbers(values: Any) -> list[float]:
     if isinstance(values, dict):
         return [n for v in values.values() for n in json_numbers(v)]

@@ -13,7 +13,7 @@ from unsharp.methods import METHODS
 ADAMW = ("--optimizer", "adamw", *QUICK)
 N, FORGOTTEN, BATCH = 1437, 64, 64
 EPOCHS = 2
-ONE_SHOT = ("retrain", "ssd", "influence")
+ONE_SHOT = ("retrain", "ssd", "influence", "first_order", "second_order")
 
 
 @pytest.fixture(scope="module", params=["sam", "asam"])

@@ -14,10 +14,12 @@ import pytest
 import torch
 from torch import nn
 
+from unsharp import masks
 from unsharp.artifacts import Workspace
 from unsharp.errors import UserError
 from unsharp.language import OBJECTIVES, LoRA, Pair, TextSamples, configure, unlearn
-from unsharp.language.likelihood import answer_losses
+from unsharp.language.likelihood import answer_losses, next_tokens
+from unsharp.language.mean_loss import TextLoss
 from unsharp.language.objectives import Task
 from unsharp.language.objectives.rmu import activations
 from unsharp.language.texts import Encoded
@@ -379,6 +381,44 @@ def test_a_mask_is_chosen_by_the_pull_of_the_forgotten_answers(problem: Problem)
     moved = torch.cat([(found[name] != w).flatten() for name, w in named.items()])
     assert pull[moved].min() >= pull.topk(round(0.1 * len(pull))).values.min() * (1 - 1e-3)
     assert 0.05 * len(pull) < int(moved.sum()) <= round(0.1 * len(pull))
+
+
+def test_products_with_the_curvature_of_texts_are_those_of_finite_differences():
+    problem = Problem(double=True)
+    model, samples = problem.model.eval(), problem.samples
+    around = TextLoss(model, samples, np.arange(len(samples)), batch_size=3)
+    vector, params, h = [v / around.length**0.5 for v in around.noise(1)], around.params, 1e-3
+    batch = samples.batch(np.arange(len(samples)))
+
+    def at(t: float) -> tuple[torch.Tensor, torch.Tensor]:
+        with around.moved([t * v for v in vector]), torch.enable_grad():
+            loss = answer_losses(model, batch, "mean").mean()
+            grads = torch.autograd.grad(loss, params, allow_unused=True)
+            logits = next_tokens(model, batch)[0].detach()
+        return torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(params, grads)]), logits
+
+    (up, above), (down, below), (_, here) = at(h), at(-h), at(0)
+    found = {m: torch.cat([p.flatten() for p in around.products([vector], m)[0]]) for m in ("hessian", "ggn")}
+    torch.testing.assert_close(found["hessian"], (up - down) / (2 * h), rtol=1e-4, atol=1e-6)
+    moved, p = (above - below) / (2 * h), here.softmax(-1)
+    weight = (batch.labels[:, 1:] != -100) / (batch.labels[:, 1:] != -100).sum(1, keepdim=True) / len(samples)
+    bent = ((p * moved**2).sum(-1) - (p * moved).sum(-1) ** 2) * weight
+    flat = torch.cat([v.flatten() for v in vector])
+    assert float(found["ggn"] @ flat) == pytest.approx(float(bent.sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("select", masks.SELECTIONS)
+def test_every_selection_makes_a_mask_of_a_language_model(select: str, problem: Problem):
+    how = {"mask_select": select, "mask_n_probes": 2, "epochs": 1, "batch_size": 4, "lr": 1e-3}
+    model, record = unlearn(problem.model, problem.samples, configure("grad_diff", mask_fraction=0.1, **how))
+    plain, without = unlearn(problem.model, problem.samples, configure("grad_diff", **how))
+    found = dict(model.named_parameters())
+    moved = sum(int((found[n] != p).sum()) for n, p in problem.model.named_parameters())
+    n_weights = sum(p.numel() for p in problem.model.parameters())
+    assert 0 < moved <= (round(0.1 * n_weights) if masks.SELECTIONS[select].ranks else plain.lm_head.weight.numel())
+    batches = {"forget": 1, "training": 2, "": 0}[masks.SELECTIONS[select].reads]
+    each = {"hessian": 3, "hessian_abs": 3, "ggn": 3}.get(select, 1)
+    assert record.passes - without.passes == batches * each
 
 
 @pytest.mark.parametrize("objective", ["npo", "rmu"])

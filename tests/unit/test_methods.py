@@ -55,7 +55,7 @@ def test_a_killed_run_goes_on_with_its_own_mask(tmp_path: Path) -> None:
 
 
 def test_a_part_without_weights_is_refused() -> None:
-    with pytest.raises(UserError, match="leaves a part empty"):
+    with pytest.raises(UserError, match="leaves a part empty of weights"):
         METHODS["sharp_minmax"](fraction=0.001).phases(problem())
 
 

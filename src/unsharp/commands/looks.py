@@ -12,10 +12,10 @@ from unsharp.commands.shared import Answer, store_of
 
 @dataclass(kw_only=True)
 class List:
-    """List what is registered (methods, rules, metrics, data, models, proxies, objectives), or the runs in a folder."""
+    """List what is registered (methods, rules, selections, metrics, data, models, ...), or the runs in a folder."""
 
     what: tyro.conf.Positional[str] = "methods"
-    """methods, rules, metrics, data, models, proxies, objectives (of language models) or runs."""
+    """methods, rules, selections, metrics, data, models, proxies, objectives (of language models) or runs."""
     where: tyro.conf.Positional[str] = "runs"
     """With runs: the directory that holds them."""
     json: bool = False

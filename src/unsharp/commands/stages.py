@@ -83,16 +83,30 @@ class Mask(Common, Data, Network, Forget):
     fraction: float = 0.3
     """Share of the weights that is marked, in (0, 1]."""
     select: str = "largest"
-    """Which weights: largest saliency, smallest (as the published code does), or random."""
+    """Which weights: a selection (`unsharp list selections`), such as largest, the largest forget gradients."""
     per_layer: bool = False
     """Take the fraction within each tensor rather than over all."""
+    n_probes: int = 30
+    """Random vectors for selections by the diagonal of a matrix (hessian, ggn)."""
+    score_on: Text = None
+    """Samples that the selection looks at: forget or training; the selection's own, if left out."""
+    score_samples: int = 1000
+    """Most samples that selections by curvature (hessian, ggn, fisher) look at."""
     seed: int = 0
-    """Seed of the random choice."""
+    """Seed of what is drawn."""
 
     def run(self) -> Answer:
         from unsharp import masks, stages
 
-        masks.check_choice(self.fraction, self.select, self.seed)
+        choice = masks.Choice(
+            fraction=self.fraction,
+            select=self.select,
+            per_layer=self.per_layer,
+            n_probes=self.n_probes,
+            score_on=self.score_on,  # pyright: ignore[reportArgumentType]
+            score_samples=self.score_samples,
+            seed=self.seed,
+        )
         with setting(self) as at:
             subject = subject_of(self, self.model, at)
             run = stages.make_mask(
@@ -100,10 +114,7 @@ class Mask(Common, Data, Network, Forget):
                 forget_set_of(self, subject),
                 self.out,
                 at,
-                fraction=self.fraction,
-                select=self.select,  # pyright: ignore[reportArgumentType]
-                per_layer=self.per_layer,
-                seed=self.seed,
+                choice=choice,
             )
         return run_answer(run) | {"fraction": masks.fraction_of(masks.load(run.file(stages.MASK_FILE)))}
 
@@ -120,14 +131,18 @@ class Unlearn(Common, Data, Network, Forget, Method):  # pyright: ignore[reportG
     """JSON file that says how the network was trained, for a checkpoint that does not know (needed to retrain)."""
     config: Text = None
     """JSON file of method, rule and loop, such as the `unlearn.json` of a `tune` run; --seed may stand beside it."""
+    corrected: Text = None
+    """File .npz with ids of the forget set and the labels or inputs they should have had, to put right, not remove."""
 
     def run(self) -> Answer:
         from unsharp import stages
+        from unsharp.corrections import read_corrections
 
         how = self.unlearn_config(self.config)
+        corrections = None if self.corrected is None else read_corrections(self.corrected)
         with setting(self) as at:
             subject = subject_of(self, self.model, at, self.train_config)
-            run = stages.unlearn_network(subject, forget_set_of(self, subject), how, self.out, at)
+            run = stages.unlearn_network(subject, forget_set_of(self, subject), how, self.out, at, corrections)
         record = run.json(stages.RECORD_FILE)
         cost = {k: record[k] for k in ("seconds", "passes", "peak_memory_bytes")}
         if not self.json:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -208,13 +208,16 @@ class MeanLoss:
         parts = vector.split([p.numel() for p in self.params])
         return [part.view(p.shape).to(p) for part, p in zip(parts, self.params)]
 
-    def _losses(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        losses = self.loss(self.model(inputs), labels)
-        if losses.shape != labels.shape:
+    def _logits(self, inputs: Any) -> Tensor:
+        return self.model(inputs)
+
+    def _losses(self, inputs: Any, labels: Tensor) -> Tensor:
+        losses = self.loss(self._logits(inputs), labels)
+        if losses.shape != labels.shape[:1]:
             raise UserError(f"loss must give a number for each of {len(labels)} samples, got {tuple(losses.shape)}")
         return losses
 
-    def _hessian_products(self, inputs: Tensor, labels: Tensor, vectors: Sequence[Weights]) -> Iterator[_Found]:
+    def _hessian_products(self, inputs: Any, labels: Tensor, vectors: Sequence[Weights]) -> Iterator[_Found]:
         loss = self._losses(inputs, labels).sum() / self.n
         grads = torch.autograd.grad(loss, self.params, create_graph=True, allow_unused=True)
         reached = [i for i, g in enumerate(grads) if g is not None and g.requires_grad]
@@ -227,8 +230,8 @@ class MeanLoss:
                 allow_unused=True,
             )
 
-    def _ggn_products(self, inputs: Tensor, labels: Tensor, vectors: Sequence[Weights]) -> Iterator[_Found]:
-        logits = self.model(inputs)
+    def _ggn_products(self, inputs: Any, labels: Tensor, vectors: Sequence[Weights]) -> Iterator[_Found]:
+        logits = self._logits(inputs)
         # J·v is the derivative of u ↦ Jᵀ·u, which is linear in u, along v: two backward passes and no forward mode
         u = torch.zeros_like(logits, requires_grad=True)
         pulled = torch.autograd.grad(logits, self.params, u, create_graph=True, allow_unused=True)

@@ -53,8 +53,12 @@ class LanguageConfig(LoopConfig):
             the rule looks at it. None takes the batch at once.
         mask_fraction: Share of the trainable weights, in (0, 1], that may move: those with the largest saliency on
             the forgotten answers. None lets all move.
-        mask_select: Which weights those are: "largest" saliency, "smallest" or "random".
+        mask_select: Which weights those are: a selection (`unsharp list selections`).
         mask_per_layer: Take the share within each tensor rather than over all.
+        mask_n_probes: Random vectors for selections by the diagonal of a matrix (hessian, ggn), at least 1.
+        mask_score_on: Texts that the selection looks at: "forget", or "training", the forgotten and the retained; None
+            takes the selection's own.
+        mask_score_samples: Most texts that selections by curvature (hessian, ggn, fisher) look at, at least 1.
         lora: Adapters to train in place of the weights; None trains the weights.
     """
 
@@ -64,8 +68,11 @@ class LanguageConfig(LoopConfig):
     leading: Literal["forget", "retain"] = "forget"
     micro_batch: int | None = None
     mask_fraction: float | None = None
-    mask_select: masks.Select = "largest"
+    mask_select: str = "largest"
     mask_per_layer: bool = False
+    mask_n_probes: int = 30
+    mask_score_on: masks.On | None = None
+    mask_score_samples: int = 1000
     lora: LoRA | None = None
     epochs: int = 5
     batch_size: int = 32
@@ -77,16 +84,29 @@ class LanguageConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("sharpness", "leading", "mask_select"):
+        for name in ("sharpness", "leading"):
             known = get_args(get_type_hints(LanguageConfig)[name])
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
         if self.micro_batch is not None and self.micro_batch < 1:
             raise UserError(f"micro_batch must be at least 1, got {self.micro_batch}")
         if self.mask_fraction is not None:
-            masks.check_choice(self.mask_fraction, self.mask_select, self.seed)
+            self.mask_choice()
         if self.objective.gamma == 0 and self.leading == "retain":
             raise UserError("gamma is 0, so that no retained text is read; take leading forget")
+
+    def mask_choice(self) -> masks.Choice:
+        """Which weights the fields of the mask ask for. Raises: UserError for a value out of range."""
+        assert self.mask_fraction is not None
+        return masks.Choice(
+            fraction=self.mask_fraction,
+            select=self.mask_select,
+            per_layer=self.mask_per_layer,
+            n_probes=self.mask_n_probes,
+            score_on=self.mask_score_on,
+            score_samples=self.mask_score_samples,
+            seed=self.seed,
+        )
 
 
 def configure(objective: str, *, rule: str = "none", lora: LoRA | None = None, **settings: Any) -> LanguageConfig:

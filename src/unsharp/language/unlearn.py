@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from unsharp.engine import Loop, MakeOptimizer
 from unsharp.errors import UserError
 from unsharp.language.config import LanguageConfig
 from unsharp.language.likelihood import answer_losses
+from unsharp.language.mean_loss import TextLoss
 from unsharp.language.models import with_adapters
 from unsharp.language.objectives.base import Activations, SampleLosses, Task
 from unsharp.language.objectives.rmu import activations
@@ -90,8 +91,9 @@ def unlearn(
     phases = _phases(config, losses, region)
     loop = Loop(trained, phases, streams, config, make_optimizer=make_optimizer, leading=config.leading, widen=True)
     preparation = time.monotonic() - started
-    salient = config.mask_fraction is not None and config.mask_select != "random"
-    saliency_passes = math.ceil(len(samples.forget) / task.batch_size) if salient else 0
+    mask_passes = 0
+    if config.mask_fraction is not None:
+        mask_passes = masks.passes(config.mask_choice(), samples.forget, np.arange(len(samples)), task.batch_size)
     record = run_loop(
         loop,
         workspace=workspace,
@@ -103,7 +105,7 @@ def unlearn(
     return trained.eval(), dataclasses.replace(
         record,
         seconds=record.seconds + preparation,
-        passes=record.passes + round((loop.other_forwards + task.forwards) / 3) + saliency_passes,
+        passes=record.passes + round((loop.other_forwards + task.forwards) / 3) + mask_passes,
         about=named_by(config, samples) | {"trained_parameters": sum(p.numel() for p in loop._params)},
     )
 
@@ -157,13 +159,16 @@ def _region(
 
 
 def _mask(model: nn.Module, samples: TextSamples, config: LanguageConfig) -> masks.Mask:
-    assert config.mask_fraction is not None
-    how = {"fraction": config.mask_fraction, "per_layer": config.mask_per_layer}
-    if config.mask_select == "random":
-        return masks.random_mask(model, seed=config.seed, **how)
-    size = config.micro_batch or config.batch_size
-    values = masks.saliency(model, samples, samples.forget, batch_size=size, loss=_summed_losses)
-    return masks.select_entries(values, select=config.mask_select, **how)
+    basis = masks.Basis(
+        model=model,
+        samples=samples,
+        forget=samples.forget,
+        training=np.arange(len(samples)),
+        batch_size=config.micro_batch or config.batch_size,
+        loss=_summed_losses,
+        mean_loss=TextLoss,
+    )
+    return masks.make_mask(basis, config.mask_choice())
 
 
 def _summed_losses(model: nn.Module, batch: Batch) -> Tensor:

@@ -74,6 +74,7 @@ class Problem:
         batch_size: Largest batch, in which passes are counted.
         progress: Told of work that a method does by itself.
         unlearn: Runs another method on a part of the task; None where nobody can.
+        corrected: The forget samples, in their order, as they should have been; None where they are to be removed.
     """
 
     model: nn.Module
@@ -89,6 +90,7 @@ class Problem:
     batch_size: int = 256
     progress: Progress = SILENT
     unlearn: RunPart | None = None
+    corrected: Samples | None = None
 
     def kept_mask(self, make: Callable[[], masks.Mask]) -> masks.Mask:
         """The mask that `make` gives, made once for the run and found again after a kill."""
@@ -116,6 +118,8 @@ class Method(ABC):
     What a class above declares holds too. A rate of the loop (lr) is meant for SGD."""
     no_retain_fraction: ClassVar[str] = ""
     """Why `retain_fraction` does not apply to the method; empty where it does."""
+    corrects: ClassVar[bool] = False
+    """Whether it takes samples as they should have been; every other method removes samples."""
 
     @classmethod
     def admits(cls, rule: str) -> tuple[bool, str]:

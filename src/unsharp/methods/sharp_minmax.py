@@ -6,11 +6,12 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from unsharp import masks
 from unsharp.errors import UserError
 from unsharp.methods.base import METHODS, PhasedMethod, Problem, alpha_cancels, check_fraction
+from unsharp.methods.masked import ALL, ByMask
 from unsharp.phases import FORGET, RETAIN, CrossEntropy, Phase
 from unsharp.sharpness.base import Rule
 from unsharp.sharpness.perturbation import PerturbedGradient
@@ -18,17 +19,16 @@ from unsharp.sharpness.perturbation import PerturbedGradient
 
 @METHODS.register("sharp_minmax")
 @dataclass(frozen=True, kw_only=True)
-class SharpMinMax(PhasedMethod):
+class SharpMinMax(ByMask, PhasedMethod):
     """Split the weights by saliency for the forget set; the salient ones forget, sharply, the others retain, flatly.
 
     Args:
         alpha: Weight α in [0, 1] of the retain loss; the forget loss has weight −(1−α).
         fraction: Share of the weights in (0, 1) that forgets.
+        select: Which weights forget: a selection (`unsharp list selections`), such as largest, the largest forget
+            gradients, or smallest, as the published code has it; or "all": no split, both parts move every weight.
         rho_retain: Radius of the retain phase; None takes the rule's.
         rho_forget: Radius of the forget phase; None takes the rule's.
-        select: Which weights forget: those with the largest forget gradient, the smallest (as the published code
-            does), random ones; or "all": no split, both parts move every weight.
-        per_layer: Take the fraction within each tensor rather than over all.
         leak: Keep only the perturbed gradients to their parts, as the published code does: the forget step is
             2·g₀ − M∘g₁, so that every retain weight receives twice the forget gradient.
     """
@@ -41,11 +41,8 @@ class SharpMinMax(PhasedMethod):
     tunable: ClassVar[Mapping[str, Sequence[Any]]] = {"alpha": (0.8, 0.9, 0.95, 0.98, 0.99)}
 
     alpha: float = 0.99
-    fraction: float = 0.3
     rho_retain: float | None = None
     rho_forget: float | None = None
-    select: Literal["largest", "smallest", "random", "all"] = "largest"
-    per_layer: bool = False
     leak: bool = False
 
     def __post_init__(self) -> None:
@@ -56,13 +53,14 @@ class SharpMinMax(PhasedMethod):
             rho = getattr(self, name)
             if rho is not None and not (math.isfinite(rho) and rho >= 0):
                 raise UserError(f"{name} must be a finite number of at least 0, got {rho}")
-        if self.select not in (*masks.SELECTS, "all"):
-            raise UserError(f"select must be one of {', '.join(masks.SELECTS)}, all, got {self.select!r}")
+        self._check_mask()
 
     def phases(self, problem: Problem) -> list[Phase]:
-        mask = None if self.select == "all" else problem.kept_mask(lambda: self._mask(problem))
+        mask = self._mask(problem)
         if mask is not None and not 0 < masks.fraction_of(mask) < 1:
-            raise UserError(f"fraction {self.fraction} of so few weights leaves a part empty; take another fraction")
+            raise UserError(
+                f"fraction {self.fraction} with select {self.select!r} leaves a part empty of weights; take another"
+            )
         return [
             Phase(
                 objective=CrossEntropy({RETAIN: self.alpha}),
@@ -80,25 +78,12 @@ class SharpMinMax(PhasedMethod):
             ),
         ]
 
-    def _mask(self, problem: Problem) -> masks.Mask:
-        if self.select == "all":
-            raise ValueError("no mask is made where all weights take part in both")
-        return masks.saliency_mask(
-            problem.model,
-            problem.samples,
-            problem.forget,
-            fraction=self.fraction,
-            select=self.select,
-            per_layer=self.per_layer,
-            seed=problem.seed,
-        )
-
     def cautions(self, *, scale_free: bool, apart: bool) -> list[str]:
-        shared = self.select == "all" or self.leak
+        shared = self.select == ALL or self.leak
         return alpha_cancels(self.alpha) if scale_free and (apart or not shared) else []
 
     def preparation_passes(self, problem: Problem, batch_size: int) -> int:
-        return 0 if self.select in ("random", "all") else -(-len(problem.forget) // batch_size)
+        return self._mask_passes(problem, batch_size)
 
 
 def _with_radius(rule: Rule, rho: float | None) -> Rule:

@@ -22,7 +22,7 @@ def npz(config: DataConfig) -> Source:
         raise UserError(
             "data 'npz' needs dir (--data-dir): a .npz file with x and y, or train_x, train_y, test_x, test_y"
         )
-    arrays = _read("dir", config.dir)
+    arrays = read_arrays("dir", config.dir)
     train = _split(arrays, "train_", config) or _split(arrays, "", config)
     if train is None:
         raise UserError(
@@ -32,14 +32,15 @@ def npz(config: DataConfig) -> Source:
     if config.test_dir is None:
         test = _split(arrays, "test_", config)
     else:
-        others = _read("test_dir", config.test_dir)
+        others = read_arrays("test_dir", config.test_dir)
         test = _split(others, "test_", config) or _split(others, "", config)
         if test is None:
             raise UserError(f"test_dir {config.test_dir!r} has no x and y, found {listed(sorted(others)) or 'nothing'}")
     return Source(train=train, test=test, class_names=_class_names(arrays, train, test))
 
 
-def _read(argument: str, path: str) -> dict[str, np.ndarray]:
+def read_arrays(argument: str, path: str) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file, by name. Raises: UserError, naming the argument, if it is no such file."""
     if not Path(path).is_file():
         raise UserError(f"{argument} {path!r} is not a file; give a .npz file")
     try:

@@ -1,0 +1,1 @@
+"""The selections, one file each."""
