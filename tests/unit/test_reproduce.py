@@ -177,11 +177,13 @@ def test_data_and_scores_are_asked_for(size: str, given: dict[str, str], message
 
 def test_pages_show_text_as_text() -> None:
     hostile = "<script>alert(1)</script> | x"
-    section = Section(title=hostile, text=hostile, heads=("", hostile), lines=((hostile, hostile),))
-    html = page("reproduction.html", title=hostile, lead=[hostile], sections=[section], pictures=[], sortable=True)
+    numbers = Section(title=hostile, text=hostile, heads=("", hostile), lines=((hostile, hostile),))
+    points = Section(title="points", points=(hostile,))
+    parts = {"headline": hostile, "lead": [hostile], "sections": [numbers, points], "pictures": []}
+    html = page("reproduction.html", title=hostile, **parts, sortable=True)  # type: ignore[arg-type]
     assert "<script>alert" not in html
-    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 7
-    assert _markdown("t", [], [section]).count("\\| x") == 3
+    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 10
+    assert _markdown("t", [], [numbers]).count("\\| x") == 3
 
 
 def test_a_variant_says_its_settings_at_each_size() -> None:

@@ -40,12 +40,16 @@ class Section:
         text: What it says.
         heads: Heads of the columns.
         lines: Its lines; the first entry is the line's head.
+        words: Whether it holds words rather than numbers.
+        points: A list in place of a table.
     """
 
     title: str
     text: str = ""
     heads: tuple[str, ...] = ()
     lines: tuple[tuple[Shown, ...], ...] = ()
+    words: bool = False
+    points: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +104,10 @@ def write(made: Made) -> tuple[Path, ...]:
     out, sections = made.swept.out, list(_sections(made))
     title = f"{made.asked.what.title}: {made.asked.size}"
     pictures = [(n, markup(_picture(file, f"picture-{i}"))) for i, (n, file) in enumerate(made.pictures.items())]
-    html = page("reproduction.html", title=title, lead=_lead(made), sections=sections, pictures=pictures, sortable=True)
-    artifacts.write_text(out / HTML, html)
-    artifacts.write_text(out / MARKDOWN, _markdown(title, _lead(made), sections))
+    headline, lead = _headline(made), _lead(made)
+    parts = {"headline": headline, "lead": lead, "sections": sections, "pictures": pictures}
+    artifacts.write_text(out / HTML, page("reproduction.html", title=title, **parts, sortable=True))
+    artifacts.write_text(out / MARKDOWN, _markdown(title, [f"**{headline}**", *lead], sections))
     artifacts.write_json(out / JSON, _values(made))
     return out / HTML, out / MARKDOWN, out / JSON, *made.swept.files
 
@@ -113,6 +118,15 @@ def _picture(file: Path, name: str) -> str:
 
     text = file.read_text(encoding="utf-8")
     return inline(text[text.index("<svg") :], name)
+
+
+def _headline(made: Made) -> str:
+    """What became of the claims, in a sentence."""
+    verdicts = [one.verdict for one in decide(made.asked.what, made.rows)]
+    if not verdicts:
+        return made.asked.what.title
+    counted = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts))
+    return f"Of {len(verdicts)} claims: {counted}."
 
 
 def _lead(made: Made) -> list[str]:
@@ -145,15 +159,15 @@ def _sections(made: Made) -> Iterator[Section]:
             text="Differences are paired by seed, in the sense of the claim (above 0 speaks for it), over the mean of "
             "all forget sets and pretrainings that it does not name. In brackets: the interval with which all "
             "differences of this table cover together at 95 %. A claim holds where that lies above 0.",
-            heads=("Claim", "What it says", "Difference", "Interval", "n", "Verdict"),
+            heads=("What it says", "Claim", "Difference", "Interval", "n", "Verdict"),
             lines=tuple(_claim_line(one) for one in decided),
         )
     if what.published:
         yield Section(
             title="Ours beside the published figures",
-            text="The published problem is named in the last column; at another size than `paper` the two are of "
-            "different problems, and only the order of the lines can be compared.",
-            heads=("Variant", "Here", "Published", "Published for"),
+            text=f"Published for {'; '.join(dict.fromkeys(one.about for one in what.published))}. At another size than "
+            "paper the two are of different problems, and only the order of the lines can be compared.",
+            heads=("Variant", "Here", "Published"),
             lines=tuple(_published_line(what, rows, one) for one in what.published),
         )
     for figure in what.figures:
@@ -162,26 +176,24 @@ def _sections(made: Made) -> Iterator[Section]:
         title="Settings",
         text="What each variant ran with, beside the common settings.",
         heads=("Variant", "Settings"),
-        lines=tuple(_settings_line(block, made) for block in made.swept.grid.unlearn),
+        lines=tuple(_settings_line(block) for block in made.swept.grid.unlearn),
+        words=True,
     )
     if made.chosen:
         yield Section(
             title="The choice of settings",
+            words=True,
             heads=("Variant", "Settings", what.figures[0].title, ""),
             lines=tuple(_choice_line(row, what.figures[0]) for row in made.chosen),
         )
     if what.unknown:
-        yield Section(
-            title="What is not known of the paper's setting",
-            heads=("",),
-            lines=tuple((sentence,) for sentence in what.unknown),
-        )
-    yield Section(title="How it was made", heads=("", ""), lines=tuple(_circumstances(made)))
+        yield Section(title="What is not known of the paper's setting", points=what.unknown)
+    yield Section(title="How it was made", heads=("", ""), lines=tuple(_circumstances(made)), words=True)
 
 
 def _published_line(what: Reproduction, rows: Sequence[Mapping[str, Any]], one: Published) -> tuple[Shown, ...]:
     here = _mean(rows, one.of, _by_column(what, one.figure))
-    return ", ".join(one.of.values()), here, Number(f"{one.value:.2f}", one.value), one.about
+    return ", ".join(one.of.values()), here, Number(f"{one.value:.2f}", one.value)
 
 
 def _choice_line(row: Mapping[str, Any], figure: Figure) -> tuple[Shown, ...]:
@@ -195,13 +207,13 @@ def _by_column(what: Reproduction, column: str) -> Figure:
 
 def _claim_line(one: Decided) -> tuple[Shown, ...]:
     if one.effect is None:
-        return one.claim.claim, one.claim.says, NO_FIGURE, NO_FIGURE, "0", one.verdict
+        return one.claim.says, one.claim.claim, NO_FIGURE, NO_FIGURE, "0", one.verdict
     alone, together = one.effect.difference, one.effect.simultaneous
     digits = 1 if abs(alone.mean) >= 1 else 3
     interval = NO_FIGURE if together.low is None else f"[{together.low:+.{digits}f}, {together.high:+.{digits}f}]"
     return (
-        one.claim.claim,
         one.claim.says,
+        one.claim.claim,
         Number(f"{alone.mean:+.{digits}f}", alone.mean),
         interval,
         str(alone.n),
@@ -239,7 +251,7 @@ def _number(value: float | None, figure: Figure) -> Shown:
     return NO_FIGURE if value is None else Number(f"{value:.{figure.digits}f}", value)
 
 
-def _settings_line(block: Mapping[str, Any], made: Made) -> tuple[str, str]:
+def _settings_line(block: Mapping[str, Any]) -> tuple[str, str]:
     own = {key: value for key, value in block.items() if key not in ("name", "method", "rule")}
     return block["name"], f"{block['method']} under {block.get('rule', 'its own rule')}: {_told(own)}"
 
@@ -315,6 +327,9 @@ def _markdown(title: str, lead: Sequence[str], sections: Sequence[Section]) -> s
         parts.append(f"## {section.title}")
         if section.text:
             parts.append(section.text)
+        if section.points:
+            parts.append("\n".join(f"- {point}" for point in section.points))
+            continue
         lines = [section.heads, tuple("---" if i == 0 else "---:" for i in range(len(section.heads))), *section.lines]
         parts.append("\n".join(_row(line) for line in lines))
     return "\n\n".join(parts) + "\n"
