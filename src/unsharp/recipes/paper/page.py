@@ -160,7 +160,7 @@ def _sections(made: Made) -> Iterator[Section]:
             "all forget sets and pretrainings that it does not name. In brackets: the interval with which all "
             "differences of this table cover together at 95 %. A claim holds where that lies above 0.",
             heads=("What it says", "Claim", "Difference", "Interval", "n", "Verdict"),
-            lines=tuple(_claim_line(one) for one in decided),
+            lines=tuple(_claim_line(one, _by_column(what, one.claim.figure)) for one in decided),
         )
     if what.published:
         yield Section(
@@ -205,11 +205,11 @@ def _by_column(what: Reproduction, column: str) -> Figure:
     return next(figure for figure in what.figures if figure.column == column)
 
 
-def _claim_line(one: Decided) -> tuple[Shown, ...]:
+def _claim_line(one: Decided, figure: Figure) -> tuple[Shown, ...]:
     if one.effect is None:
         return one.claim.says, one.claim.claim, NO_FIGURE, NO_FIGURE, "0", one.verdict
     alone, together = one.effect.difference, one.effect.simultaneous
-    digits = 1 if abs(alone.mean) >= 1 else 3
+    digits = figure.digits
     interval = NO_FIGURE if together.low is None else f"[{together.low:+.{digits}f}, {together.high:+.{digits}f}]"
     return (
         one.claim.says,
