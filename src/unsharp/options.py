@@ -161,7 +161,7 @@ class Cells:
     """Options of commands that run many cells."""
 
     dry_run: bool = False
-    """Only say what would be done and what it would cost; nothing is written."""
+    """Only say what would be done and what it would cost; no cell is run."""
     retry_failed: bool = False
     """Try cells again that ended by an error of their own; those whose process was killed are tried again anyway."""
     processes: Count = None

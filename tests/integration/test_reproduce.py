@@ -37,6 +37,7 @@ def test_a_figure_of_the_paper_is_made_and_found_again(tmp_path: Path) -> None:
     assert all(value > 0 for value in surfaces)
     html = (tmp_path / "out" / "reproduction.html").read_text(encoding="utf-8")
     assert html.count("<svg") == 1
+    assert "unsharp reproduce landscape --size smoke --seeds 1 --forget high --only NegGrad" in html
     assert "not run" in html  # the claims, of whose variants one alone was asked for
     before = (tmp_path / "out" / "results.csv").read_bytes()
     assert done(*what).json == first

@@ -91,14 +91,16 @@ def test_claims_are_decided_by_paired_t_intervals_of_the_whole_family(draw: int)
             if row["variant"] == "c":
                 row["gap"] = (0.1 if row["pretraining"] == "SAM" else -9.0) + rng.normal(0, 0.01)
 
-    def mean(seed: int, column: str, **pick: str) -> float:
-        values = [r[column] for r in rows if r["seed"] == seed and all(r[k] == v for k, v in pick.items())]
+    size = abs  # gaps of two signs do not cancel
+
+    def mean(seed: int, column: str, turn: object = float, **pick: str) -> float:
+        values = [turn(r[column]) for r in rows if r["seed"] == seed and all(r[k] == v for k, v in pick.items())]
         return sum(values) / len(values)  # type: ignore[arg-type]
 
     first = np.array([mean(s, "tow", variant="a") - mean(s, "tow", variant="b") for s in range(4)])
     second = np.array(
         [
-            abs(mean(s, "gap", variant="c", pretraining="SGD")) - abs(mean(s, "gap", variant="c", pretraining="SAM"))
+            mean(s, "gap", size, variant="c", pretraining="SGD") - mean(s, "gap", size, variant="c", pretraining="SAM")
             for s in range(4)
         ]
     )
@@ -116,6 +118,23 @@ def test_claims_are_decided_by_paired_t_intervals_of_the_whole_family(draw: int)
     one_seed = [row for row in rows if row["seed"] == 0]
     assert {found.verdict for found in decide(what, one_seed)} == {"too few seeds"}
     assert {found.verdict for found in decide(what, [])} == {"not run"}
+
+
+def test_gaps_of_two_signs_do_not_cancel() -> None:
+    gaps = {"a": (10.0, -10.0, 0.0), "b": (1.0, 1.0, 1.0)}
+    rows = [
+        {"variant": v, "pretraining": "SGD", "forget": f, "seed": s, "gap": gap + s / 100}
+        for v, of in gaps.items()
+        for f, gap in zip(("high", "mid", "low"), of)
+        for s in range(3)
+    ]
+    claim = Claim(claim="C6", says="", better={"variant": "a"}, worse={"variant": "b"}, figure="gap")
+    figure = Figure(title="gap", column="gap", better="nearer zero")
+    what = Reproduction(title="", shows="", figures=(figure,), compared=(), claims=(claim,))
+    (found,) = decide(what, rows)
+    assert found.verdict.startswith("does not hold")
+    assert found.effect is not None
+    assert found.effect.difference.mean == pytest.approx(1.01 - 20.01 / 3, abs=0.02)
 
 
 def test_a_seed_that_lacks_a_cell_takes_part_in_no_mean() -> None:

@@ -89,7 +89,7 @@ class Reproduce(Cells):
                 Console().print(table)
             print(f"page: {page}")
             open_in_browser(page, self.no_open)
-        answer = {"out": str(made.swept.out), "cells": len(made.rows), "failed": made.swept.n_failed}
+        answer = {"out": str(made.swept.out), "cells": len(made.rows), "failed": made.n_failed}
         answer |= {"verdicts": [{"claim": d.claim.claim, "says": d.claim.says, "verdict": d.verdict} for d in decided]}
         answer |= {"failures": made.failures, "files": [str(file) for file in made.files]}
         return ended(self, answer)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import softmax
 
 from unsharp.data import ImageSamples, Samples
 from unsharp.difficulty import ForgetSet
@@ -62,6 +61,8 @@ def pictures(samples: Samples, forget: ForgetSet, said: Mapping[str, Predictions
     rows = np.sort(draw.choice(len(forget), min(n, len(forget)), replace=False))
     chosen = forget.indices[rows]
     images = samples.images[torch.from_numpy(chosen).to(samples.device)].cpu().numpy()
+    from scipy.special import softmax
+
     probabilities = {name: softmax(of.logits[rows].astype(np.float64), axis=1) for name, of in said.items()}
     kept = []
     for i, (row, at) in enumerate(zip(rows, chosen)):

@@ -39,7 +39,8 @@ register(
         claims=sharper(NAMES, "C10", "under AdamW, {method} does better with {rule} than without"),
         adapt=under_adamw,
         unknown=(
-            "The rates and the decay of the paper's AdamW: 0.001 stands here, with a decay of 0.05 in training.",
+            "The rates and the decay of the paper's AdamW: 0.001 stands here, with a decay of 0.05 in training. The "
+            "published code has 0.01 by default, for whichever optimiser.",
             "A phase's weight cancels in AdamW's step where each phase has an optimiser of its own; see the pitfalls.",
         ),
     ),

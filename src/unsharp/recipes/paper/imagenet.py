@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from unsharp.recipes.paper.base import Claim, Reproduction, register
-from unsharp.recipes.paper.variants import GAPS, RULES, SIGNED, TOW, method, published_averages, sharp_minmax
+from unsharp.recipes.paper.variants import (
+    GAPS,
+    PUBLISHED_UNKNOWN,
+    RULES,
+    SIGNED,
+    TOW,
+    method,
+    published_averages,
+    sharp_minmax,
+)
 
 FULL = sharp_minmax(fraction=0.05)
 NEGGRADS = tuple(method("NegGrad", rule) for rule in RULES)
@@ -31,8 +40,9 @@ register(
             {"NegGrad": 83.83, "NegGrad, SAM 0.1": 83.68, "NegGrad, ASAM 1.0": 84.84, FULL.name: 87.90}, AVERAGE
         ),
         unknown=(
-            "Epochs and size of the forget sets on ImageNet: 90 and 3,000 stand here.",
-            "The published 87.90 of Sharp MinMax is read off a figure.",
+            "Epochs, batches, rate and decay on ImageNet, and the size of the forget sets: 90 epochs and 3,000 samples "
+            "stand here, and the others are those of CIFAR.",
+            *PUBLISHED_UNKNOWN,
         ),
     ),
 )

@@ -6,6 +6,7 @@ from unsharp.recipes.paper.base import Claim, Reproduction, register
 from unsharp.recipes.paper.variants import (
     AVERAGE,
     GAPS,
+    PUBLISHED_UNKNOWN,
     RULES,
     SETTINGS_UNKNOWN,
     SIGNED,
@@ -38,6 +39,6 @@ register(
         published=published_averages(
             {"NegGrad": 81.80, "NegGrad, SAM 0.1": 72.78, "NegGrad, ASAM 1.0": 83.11, FULL.name: 87.90}, AVERAGE
         ),
-        unknown=(*SETTINGS_UNKNOWN, "The published 87.90 of Sharp MinMax is read off a figure."),
+        unknown=(*SETTINGS_UNKNOWN, *PUBLISHED_UNKNOWN),
     ),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import platform
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from unsharp import artifacts, runtime, stats
 from unsharp.recipes.paper.base import Claim, Figure, Published, Reproduction
-from unsharp.recipes.paper.problems import TUNED_FOR, TUNED_ON
-from unsharp.recipes.paper.run import Made, mean_over_cells
+from unsharp.recipes.paper.problems import TUNED_ON, problem
+from unsharp.recipes.paper.run import Asked, Made, chosen_on, mean_over_cells
+from unsharp.sweep.grid.run import CELLS
 
 MARKDOWN, HTML, JSON = "reproduction.md", "reproduction.html", "reproduction.json"
 NO_FIGURE = "–"
@@ -77,10 +78,10 @@ def decide(what: Reproduction, rows: Sequence[Mapping[str, Any]]) -> list[Decide
     pairs: dict[str, tuple[list[float], list[float]]] = {}
     for i, claim in enumerate(what.claims):
         merit = figures[claim.figure].merit
-        better, worse = (mean_over_cells(rows, pick, claim.figure) for pick in (claim.better, claim.worse))
+        better, worse = (mean_over_cells(rows, pick, claim.figure, merit) for pick in (claim.better, claim.worse))
         both = [seed for seed in better if seed in worse]
         if both:
-            pairs[str(i)] = [merit(better[s]) for s in both], [merit(worse[s]) for s in both]
+            pairs[str(i)] = [better[s] for s in both], [worse[s] for s in both]
     effects = stats.paired_effects(pairs)
     return [
         Decided(claim=claim, effect=effects.get(str(i)), verdict=_verdict(effects.get(str(i))))
@@ -138,9 +139,9 @@ def _lead(made: Made) -> list[str]:
         )
     elif size == "small":
         lead.append(
-            f"Ten classes and a narrow network. Settings were chosen by {what.figures[0].title} on the {TUNED_FOR} set "
-            f"of seed {TUNED_ON}, with validation images in place of the test images, from networks of the first "
-            "pretraining."
+            f"Ten classes and a narrow network. Settings were chosen by {what.figures[0].title} on the "
+            f"{_chosen_on(made)} set of seed {TUNED_ON}, with validation images in place of the test images, from "
+            "networks of the first pretraining."
         )
     missing = sum(row["status"] != "done" for row in made.rows)
     if missing:
@@ -148,6 +149,11 @@ def _lead(made: Made) -> list[str]:
             f"{missing} of {len(made.rows)} cells have no result; means leave a seed out that lacks one of theirs."
         )
     return lead
+
+
+def _chosen_on(made: Made) -> str:
+    asked = made.asked
+    return " and ".join(block["name"] for block in chosen_on(problem(asked.what.task, asked.size, asked.where)))
 
 
 def _sections(made: Made) -> Iterator[Section]:
@@ -226,10 +232,13 @@ def _table(made: Made, figure: Figure) -> Section:
     grid = made.swept.grid
     trained, sets = list(grid.pretrainings()), list(grid.forget_sets())
     places = [(p, f) for p in trained for f in (*sets, None)] if len(sets) > 1 else [(p, sets[0]) for p in trained]
-    heads = [f"{'mean' if f is None else f}{f', {p}' if len(trained) > 1 else ''}" for p, f in places]
+    whole = "mean size" if figure.better == "nearer zero" else "mean"
+    heads = [f"{f or whole}{f', {p}' if len(trained) > 1 else ''}" for p, f in places]
     lines = []
     for name in dict.fromkeys(row["variant"] for row in made.rows):
-        picks = [{"variant": name, "pretraining": p} | ({} if f is None else {"forget": f}) for p, f in places]
+        picks: list[dict[Any, str]] = [
+            {"variant": name, "pretraining": p} | ({} if f is None else {"forget": f}) for p, f in places
+        ]
         lines.append((name, *(_mean(made.rows, pick, figure) for pick in picks)))
     seeds = len(grid.seeds)
     covers = f"Mean over {seeds} seeds with its 95 % t interval" if seeds > 1 else "One seed, so no interval"
@@ -239,7 +248,9 @@ def _table(made: Made, figure: Figure) -> Section:
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], pick: Mapping[Any, str], figure: Figure) -> Shown:
-    values = list(mean_over_cells(rows, pick, figure.column).values())
+    """The mean over seeds; over several forget sets that of the sizes, where gaps of two signs would cancel."""
+    turn = abs if figure.better == "nearer zero" and "forget" not in pick else float
+    values = list(mean_over_cells(rows, pick, figure.column, turn).values())
     if not values:
         return NO_FIGURE
     found = stats.mean_interval(values)
@@ -260,10 +271,29 @@ def _told(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in settings.items()) or "as by default"
 
 
+def _devices(made: Made) -> Iterator[str]:
+    """On what the cells were done."""
+    for row in made.rows:
+        if row["status"] == "done":
+            told = artifacts.open_run(made.swept.out / CELLS / row["cell"]).provenance
+            yield f"{told['device_name']} ({told['device']}, {told['threads']} thread{'s' * (told['threads'] != 1)})"
+
+
+def _command(asked: Asked) -> str:
+    """The command that makes this page again, without the paths of this machine."""
+    words = ["unsharp", "reproduce", asked.name, "--size", asked.size]
+    words += ["--data-dir", "DIR"] if asked.where.data_dir else []
+    words += ["--scores", "FILE"] if asked.where.scores else []
+    words += [] if asked.seeds is None else ["--seeds", str(asked.seeds)]
+    for option, names in (("forget", asked.forget), ("only", asked.only), ("pretraining", asked.pretraining)):
+        words += [] if names is None else [f"--{option}", *names]
+    return shlex.join(words)
+
+
 def _circumstances(made: Made) -> Iterator[tuple[str, str]]:
     asked, grid = made.asked, made.swept.grid
     data, model = grid.data, grid.model
-    yield "command", f"unsharp reproduce {asked.name} --size {asked.size}"
+    yield "command", _command(asked)
     cut = f", the first {data.classes} classes" if data.classes else ""
     cut += f", {data.per_class} images of each" if data.per_class else ""
     yield "data", f"{data.name}{cut}{f', corrupted by {data.corrupt}' if data.corrupt else ''}"
@@ -271,16 +301,12 @@ def _circumstances(made: Made) -> Iterator[tuple[str, str]]:
     yield "training", _told(grid.train)
     yield "unlearning", _told(grid.settings)
     for name, block in zip(grid.forget_sets(), grid.forget):
-        n = next((row["n_forget"] for row in made.rows if row["forget"] == name), None)
-        yield (
-            f"forget set {name}",
-            f"{n} samples" + (" at random" if "random" in block else f", level {block['level']}"),
-        )
+        n = [row["n_forget"] for row in made.rows if row["forget"] == name]
+        how = "at random" if "random" in block else f"level {block['level']}"
+        yield f"forget set {name}", f"{n[0]} samples, {how}" if n else how
     yield "seeds", ", ".join(map(str, grid.seeds))
     yield "cells", f"{len(made.rows)}, of which {sum(row['status'] == 'done' for row in made.rows)} done"
-    device = runtime.pick_device(grid.device)
-    name = "a processor" if runtime.is_host(device) else runtime.describe(device)["device_name"]
-    yield "where", f"{name}, {platform.machine()}"
+    yield "where", ", ".join(dict.fromkeys(map(str, _devices(made)))) or "nowhere yet"
     versions = runtime.versions()
     yield "versions", ", ".join(f"{name} {versions[name]}" for name in ("unsharp", "torch") if name in versions)
     yield "date", datetime.date.today().isoformat()

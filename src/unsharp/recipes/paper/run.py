@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unsharp import artifacts, runtime, stats
+from unsharp import artifacts, stats
 from unsharp.errors import UserError, unknown
 from unsharp.recipes.paper.base import REPRODUCTIONS, Pick, Reproduction
 from unsharp.recipes.paper.problems import SIZES, TUNED_FOR, TUNED_ON, Problem, Size, Where, problem
-from unsharp.sweep import Backend, Cell, Result, report, run_cells
+from unsharp.sweep import Backend, Cell, Result, local_backend, report, run_cells
 from unsharp.sweep.grid import Grid, Swept, run_grid
 from unsharp.sweep.grid.cells import NETWORKS, UNLEARNED, trained_path
 from unsharp.sweep.grid.config import grid_of
 from unsharp.sweep.grid.live import Watch
+from unsharp.sweep.grid.plan import Job, Plan
 from unsharp.sweep.grid.run import CELLS, look_ahead
 
 CHOICE = "choice"
@@ -90,6 +91,7 @@ class Made:
         chosen: A row for each setting that was tried; empty where none was chosen.
         pictures: Files to be shown, by what they show.
         failures: All failures in words.
+        n_failed: Cells that have no result, those beyond the grid too.
         files: The pages.
     """
 
@@ -99,6 +101,7 @@ class Made:
     chosen: list[dict[str, Any]] = field(default_factory=list)
     pictures: dict[str, Path] = field(default_factory=dict)
     failures: str = ""
+    n_failed: int = 0
     files: tuple[Path, ...] = ()
 
 
@@ -138,10 +141,13 @@ def reproduce(
     blocks, chosen = _settings(asked, posed, lambda grid, out: run_grid(grid, out, **pool, watch=watch()))
     grid = _grid(asked, posed, blocks)
     swept = run_grid(grid, asked.where.out, **pool, watch=watch())
-    made = Made(asked=asked, swept=swept, rows=swept.rows, chosen=chosen, failures=swept.failures)
+    made = Made(asked=asked, swept=swept, rows=swept.rows, chosen=chosen)
+    made = dataclasses.replace(made, failures=swept.failures, n_failed=swept.n_failed)
     if asked.what.beyond is not None:
         say("what lies beyond the grid: one cell for each network")
-        made = _gone_beyond(made, posed, grid, {"workers": workers, "threads": threads, "retry_failed": retry_failed})
+        where = backend or local_backend(accelerators=accelerators)
+        alone = {"workers": workers, "threads": threads, "backend": where, "retry_failed": retry_failed}
+        made = _gone_beyond(made, posed, grid, alone)
     return dataclasses.replace(made, files=write(made))
 
 
@@ -197,18 +203,20 @@ def _points(one: Any) -> list[dict[str, Any]]:
     return [dict(zip(one.choose, values)) for values in itertools.product(*one.choose.values())]
 
 
+def chosen_on(whole: Problem) -> list[dict[str, Any]]:
+    """The forget sets on which settings are chosen: the middle one, where there is one."""
+    return [block for block in whole.forget if block["name"] == TUNED_FOR] or list(whole.forget)
+
+
 def _choice_grid(asked: Asked, posed: Problem) -> Grid:
     """All settings to choose from on a seed of their own, with validation samples in place of the test set.
 
     From the first pretraining, that of the others being the same choice, on the middle forget set where there is one.
     """
-    names = [block["name"] for block in posed.forget]
     whole = asked.what.adapt(problem(asked.what.task, asked.size, asked.where))
-    middle = [b for b in whole.forget if b["name"] == TUNED_FOR] or list(whole.forget)
     first = next(iter(REPRODUCTIONS[asked.name].pretraining))
-    alone = dataclasses.replace(posed, forget=tuple(middle), seeds=(TUNED_ON,))
+    alone = dataclasses.replace(posed, forget=tuple(chosen_on(whole)), seeds=(TUNED_ON,))
     blocks = [one.block({key: list(values) for key, values in one.choose.items()}) for one in asked.what.compared]
-    assert names
     return _grid(asked, alone, blocks, pretraining=[first], judged_on="validation", attacks=(), features=False)
 
 
@@ -262,17 +270,14 @@ def _some(kind: str, known: Sequence[str], asked: Sequence[str] | None) -> Seque
 
 def _gone_beyond(made: Made, posed: Problem, grid: Grid, pool: Mapping[str, Any]) -> Made:
     """The same with what is measured of each network besides."""
-    from unsharp.sweep.grid.plan import Plan
-
     beyond, store = made.asked.what.beyond, made.swept.out / CELLS
     assert beyond is not None
-    kind = runtime.pick_device(grid.device).type
     cells = {
         job.cell.key: Cell(
             beyond.function,
             {
                 "run": str(store / job.cell.key / UNLEARNED),
-                "original": str(_original(job.cell.arguments, kind, store / NETWORKS)),
+                "original": str(_original(job, store)),
                 "store": str(store / NETWORKS),
                 "size": posed.size,
                 "seed": job.seed,
@@ -287,12 +292,17 @@ def _gone_beyond(made: Made, posed: Problem, grid: Grid, pool: Mapping[str, Any]
     names = list(dict.fromkeys(name for row in rows for name in row))
     rows = [{name: row.get(name) for name in names} for row in rows]
     pictures = dict(_pictures(made, results, beyond.picture))
-    return dataclasses.replace(made, rows=rows, pictures=pictures, failures=failures)
+    failed = made.n_failed + sum(result.error is not None for result in results.values())
+    return dataclasses.replace(made, rows=rows, pictures=pictures, failures=failures, n_failed=failed)
 
 
-def _original(arguments: Mapping[str, Any], kind: str, networks: Path) -> Path:
-    data, model, train, fingerprint = (arguments[name] for name in ("data", "model", "train", "fingerprint"))
-    return trained_path(data, model, train, fingerprint, kind, networks)
+def _original(job: Job, store: Path) -> Path:
+    """Where the network stands from which a cell started."""
+    trained = job.needs[0]
+    kind = artifacts.open_run(store / trained.key).provenance["device"]
+    names = ("data", "model", "train", "fingerprint")
+    data, model, train, fingerprint = (trained.arguments[name] for name in names)
+    return trained_path(data, model, train, fingerprint, kind, store / NETWORKS)
 
 
 def _columns(result: Result | None) -> dict[str, Any]:
@@ -311,20 +321,24 @@ def _pictures(made: Made, results: Mapping[str, Result], name: str | None) -> It
                 yield f"{row['variant']}; forget {row['forget']}; pretraining {row['pretraining']}; seed {first}", file
 
 
-def mean_over_cells(rows: Sequence[Mapping[str, Any]], pick: Pick, column: str) -> dict[int, float]:
+def mean_over_cells(
+    rows: Sequence[Mapping[str, Any]], pick: Pick, column: str, turn: Callable[[float], float] = float
+) -> dict[int, float]:
     """For each seed, the mean of a column over all cells that are meant; a seed that lacks one of them is left out.
 
     Args:
         rows: Rows of a grid.
         pick: Values of some axes.
         column: The column.
+        turn: What is done to each cell's value before the mean: gaps of two signs must not cancel where their size is
+            meant.
     """
     meant = [row for row in rows if all(row[axis] == value for axis, value in pick.items())]
     found: dict[int, list[Any]] = {}
     for row in meant:
         found.setdefault(row["seed"], []).append(row.get(column))
     return {
-        seed: stats.mean_interval(values).mean
+        seed: stats.mean_interval([turn(value) for value in values]).mean
         for seed, values in found.items()
         if all(isinstance(value, int | float) for value in values)
     }

@@ -33,10 +33,17 @@ KNOWN: Mapping[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
 }
 """The paper's methods by name: the library's, its settings as published, those from which the size small chooses."""
 SETTINGS_UNKNOWN = (
-    "Which method has which learning rate, and the strengths of L1-sparse and SCRUB: 0.01 and the library's defaults "
-    "stand here.",
+    "Which method has which learning rate, and the strengths of L1-sparse and SCRUB: 0.01, the default of the "
+    "published code, and the library's strengths stand here, and 0.0001 for gradient ascent.",
+    "Random label and SalUn draw among the other classes here; the published code draws among all.",
     "Whether tables were made with AdamW, as in the last version of the published code, or with SGD, as in earlier "
     "ones: SGD stands here, and `adamw` has the other.",
+)
+PUBLISHED_UNKNOWN = (
+    "Which ToW the paper prints: the published code multiplies signed gaps, RUM's definition absolute ones; both stand "
+    "here, and the published averages beside the absolute one.",
+    "Whether the published 87.90 of Sharp MinMax, which is read off a figure, comes from the published code, whose "
+    "mask takes the smallest gradients and leaks: here it takes the largest and does not.",
 )
 AVERAGE = "CIFAR-100, ResNet-50, average over high, mid and low"
 

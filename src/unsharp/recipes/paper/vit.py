@@ -29,7 +29,7 @@ register(
         shows="The gain by SAM is said to carry over to a vision transformer (C10).",
         figures=(TOW, *GAPS),
         compared=tuple(map(slower, (*(method(name, rule) for name in NAMES for rule in RULES), sharp_minmax()))),
-        claims=sharper(NAMES, "C10", "on a transformer, {method} does better under {rule} than under SGD"),
+        claims=sharper(NAMES, "C10", "on a transformer, {method} does better with {rule} than without"),
         adapt=_transformer,
         unknown=(
             "Rates and decay of the transformer: those of `adamw` stand here.",
