@@ -24,6 +24,8 @@ from unsharp.report.pdf import check_pdf
 from unsharp.stages import read_split
 from unsharp.subject import load_subject
 
+pytestmark = pytest.mark.xdist_group("audit")  # one process makes what all of them read
+
 HOW = ("--method", "neggrad", "--epochs", 1, "--lr", 0.02, *QUICK, "--attacks", "threshold_confidence")
 FIRST, SECOND = range(100, 220), range(300, 360)
 

@@ -17,6 +17,8 @@ from integration.helpers import QUICK, Process, call, done, wait_for
 from unsharp.artifacts import RESUME_FILE
 from unsharp.pool.store import Pool
 
+pytestmark = pytest.mark.xdist_group("memorize")  # one process makes what all of them read
+
 ASKED = ("memorize", "--data", "digits", "--epochs", 1, *QUICK, "--processes", 2, "--settle", 0)
 
 

@@ -15,6 +15,8 @@ from sklearn.datasets import load_digits
 
 from integration.helpers import QUICK, call, done, read
 
+pytestmark = pytest.mark.xdist_group("report_command")  # one process makes what all of them read
+
 ATTACKS = ("--attacks", "threshold_confidence", "--threads", 1)
 
 
