@@ -245,7 +245,7 @@ def test_renderers_agree_on_the_figures() -> None:
 
 def test_what_is_missing_is_a_dash_with_a_footnote() -> None:
     text = to_markdown(summarise([without_reference()]))
-    assert "— [1]" in text
+    assert r"— \[1\]" in text
     assert "[1] no test set was given." in text
 
 
