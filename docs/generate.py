@@ -261,7 +261,7 @@ def selections() -> str:
     """Every selection of weights in a line, with what it costs by default."""
     rows = []
     for name, selection in SELECTIONS.items():
-        passes = selection.passes(1, Choice(select=name))
+        passes = selection.passes(1, Choice(select=name), nn.Linear(1, 1))
         samples = {"forget": "forget", "training": "training set", "": "—"}[selection.reads]
         over = " over at most `score_samples`" if selection.capped else " over them all"
         cost = f"{passes}{over}" if passes else "0"

@@ -32,7 +32,7 @@ class Corrections:
             them.
 
     Raises:
-        UserError: if neither labels nor inputs are given, or their numbers differ.
+        UserError: if neither labels nor inputs are given, ids have not one dimension, or their numbers differ.
     """
 
     ids: Any
@@ -43,6 +43,8 @@ class Corrections:
         if self.labels is None and self.inputs is None:
             raise UserError("corrections need labels or inputs, or both")
         object.__setattr__(self, "ids", np.asarray(self.ids))
+        if self.ids.ndim != 1:
+            raise UserError(f"corrections need ids of one dimension, got the shape {self.ids.shape}; give a list")
         for name in ("labels", "inputs"):
             value = getattr(self, name)
             if value is None:

@@ -121,6 +121,8 @@ def _read(path: Path, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if facts is None:
         return found
     metrics, settings = facts["metrics"], {k: v for k, v in facts["unlearn"].items() if k != "seed"}
+    if facts.get("corrections"):
+        settings["corrected"] = True  # no group with runs that removed the samples
     task = groups._task_key(facts)
     name = config.digest(task, settings)[:16]
     known[name] = {

@@ -606,8 +606,13 @@ def data_of_checkpoint(checkpoint: str | Path) -> DataConfig:
 
 
 def about(subject: Subject, forget: ForgetSet, how: dict[str, Any], record: Record) -> dict[str, Any]:
-    """What a report says of a run beside its metrics; plain values."""
-    return {
+    """What a report says of a run beside its metrics; plain values.
+
+    "corrections", where samples were put right rather than removed: the digest of what they should have been, and "n".
+    """
+    digest = record.about.get("corrections")
+    corrected = {} if digest is None else {"corrections": {"digest": digest, "n": len(forget)}}
+    return corrected | {
         "method": how["method"],
         "rule": how["rule"],
         "unlearn": how,

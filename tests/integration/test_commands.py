@@ -60,6 +60,11 @@ def test_wrong_labels_are_put_right_from_a_file(trained: Path, here: Path) -> No
     assert 0 < sum(int(m.sum()) for m in moved.values()) <= round(0.1 * weights)
     assert read(here / "right" / "record.json")["about"]["corrections"]
     assert read(here / "right" / "run.json")["config"]["corrections"]
+    for out in ("right", "removed"):
+        done("evaluate", out, "--out", f"{out}-judged", "--store", "store", *ATTACKS, "--threads", 1)
+    told = read(here / "right-judged" / "about.json")["corrections"]
+    assert told == {"digest": read(here / "right" / "record.json")["about"]["corrections"], "n": 20}
+    assert "corrections" not in read(here / "removed-judged" / "about.json")
     refused = call("unlearn", *how, "--method", "neggrad", "--corrected", "right.npz", "--out", "other")
     assert refused.code == 2
     np.savez(here / "right.npz", ids=ids[1:], labels=labels[ids[1:]])

@@ -33,6 +33,16 @@ def keep(path: Path, facts: dict[str, Any]) -> None:
     perform(path, "evaluate", {"unlearn": facts["unlearn"]}, work)
 
 
+def test_corrected_samples_are_in_no_group_with_removed_ones(tmp_path: Path) -> None:
+    for seed in range(2):
+        keep(tmp_path / f"removed-{seed}", run(seed))
+        keep(tmp_path / f"corrected-{seed}", run(seed, corrections={"digest": f"{seed:064x}", "n": 3}))
+    index = read_index(tmp_path)
+    of = {name: found["group"] for name, found in index.runs.items()}
+    assert of["removed-0"] == of["removed-1"] != of["corrected-0"] == of["corrected-1"]
+    assert {group["title"] for group in index.groups.values()} == {"NegGrad", "NegGrad, corrected"}
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Two settings of three seeds, a cell that holds an evaluation, and runs that hold none."""

@@ -167,7 +167,7 @@ def test_a_mask_keeps_the_step_to_its_weights_to_the_bit(method: str, select: st
     assert bits[0] == bits[1]
     assert record.history[0]["gradient_share"] == pytest.approx(float((v[chosen] ** 2).sum() / (v**2).sum()))
     _, without = run(method, model, samples, corrections=KINDS["labels"], **how | {"select": "all"})
-    mask_passes = masks.passes(masks.Choice(select=select, n_probes=5), FORGET, np.arange(30), 16)
+    mask_passes = masks.passes(masks.Choice(select=select, n_probes=5), model, FORGET, np.arange(30), 16)
     products = [2 * 2 * r.history[0].get("cg_steps", 0) for r in (record, without)]
     assert record.passes - products[0] == without.passes - products[1] + mask_passes
 
@@ -326,6 +326,8 @@ def test_samples_of_a_dataset_are_corrected_too() -> None:
         ({"ids": FORGET}, "labels or inputs"),
         ({"ids": FORGET, "labels": [0, 1]}, "one per id"),
         ({"ids": FORGET, "labels": 1}, "one per id"),
+        ({"ids": 5, "labels": [1]}, r"one dimension, got the shape \(\)"),
+        ({"ids": [[1, 4], [5, 20]], "labels": [0, 0]}, r"one dimension, got the shape \(2, 2\)"),
         ({"ids": [1, 4, 5], "labels": [0, 0, 0]}, "lack 20"),
         ({"ids": [1, 4, 5, 20, 21], "labels": [0] * 5}, "also name 21"),
         ({"ids": [1, 4, 5, 5], "labels": [0] * 4}, "more than once"),
@@ -352,6 +354,9 @@ def test_files_of_corrections(tmp_path) -> None:
         read_corrections(path)
     with pytest.raises(UserError, match="is not a file"):
         read_corrections(tmp_path / "nowhere.npz")
+    np.savez(path, ids=5, labels=[1])
+    with pytest.raises(UserError, match="one dimension"):
+        read_corrections(path)
     path.write_text("no")
     with pytest.raises(UserError, match="plain arrays"):
         read_corrections(path)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from unsharp import masks
+from unsharp.errors import UserError
 from unsharp.recipes import parameter_selection as recipe
 
 
@@ -40,6 +41,55 @@ def test_a_small_run_gives_facts_and_a_page_and_is_not_done_twice(
     assert (tmp_path / "page.md").read_text() == page
 
 
+def run(tmp_path: Path, **options: Any) -> dict[int, dict[str, Any]]:
+    recipe.main(recipe.Options(out=str(tmp_path), **options))
+    return {fact["seed"]: fact for fact in json.loads((tmp_path / "facts.json").read_text())}
+
+
+def test_facts_of_other_seeds_are_kept_and_those_of_other_options_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(seed: int, options: recipe.Options) -> dict[str, Any]:
+        ran.append(seed)
+        return facts([70.0 + seed], [60])[0] | {"seed": seed, "options": recipe.asked(options)}
+
+    ran: list[int] = []
+    monkeypatch.setattr(recipe, "facts_of", made)
+    run(tmp_path, seeds=(1, 2))
+    run(tmp_path, seeds=(2, 3))
+    assert "seeds 2, 3;" in (tmp_path / "page.md").read_text()
+    assert list(run(tmp_path, seeds=(3, 1))) == [1, 2, 3]
+    assert "seeds 3, 1;" in (tmp_path / "page.md").read_text()
+    assert ran == [1, 2, 3]
+    before = (tmp_path / "facts.json").read_text()
+    for other in ({"epochs": 7}, {"inputs": "standard"}, {"fractions": (0.05,)}):
+        with pytest.raises(UserError, match=r"seed 1 .*other options.*another --out"):
+            run(tmp_path, seeds=(1, 4), **other)
+    assert (tmp_path / "facts.json").read_text() == before
+    run(tmp_path / "new", seeds=(1,), epochs=7, fractions=(0.05, 0.5))
+    page = (tmp_path / "new" / "page.md").read_text()
+    assert page.startswith("`python -m unsharp.recipes.parameter_selection --out DIR --fractions 0.05 0.5 --epochs 7`;")
+
+
+def test_what_cannot_be_judged_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "facts_of", None)
+    with pytest.raises(UserError, match=r"fractions must have 0\.05"):
+        run(tmp_path, fractions=(0.2, 0.5))
+    with pytest.raises(UserError, match="at least one seed"):
+        run(tmp_path, seeds=())
+
+
+def test_a_method_that_breaks_at_every_rate_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*args: Any, **options: Any) -> None:
+        raise FloatingPointError
+
+    monkeypatch.setattr(recipe, "N_TRAIN", 60)
+    problem = recipe.problem_of(3, recipe.Options(out=str(tmp_path), epochs=1))
+    monkeypatch.setattr(recipe.unlearning, "run", breaks)
+    with pytest.raises(UserError, match=r"first_order on 0\.05 of the weights by ggn broke .* every rate"):
+        recipe._best(problem, "first_order", "ggn", 0.05, 3)
+
+
 def facts(hessian: list[float], random: list[float], share: float = 0.3, leaked: int = 0) -> list[dict[str, Any]]:
     def row(method: str, select: str, fraction: float, test: float, kept: float) -> dict[str, Any]:
         figures = {"test": test, "restored": (test - 50) / 40, "gradient_share": kept, "leaked": leaked}
@@ -48,7 +98,7 @@ def facts(hessian: list[float], random: list[float], share: float = 0.3, leaked:
     return [
         {
             "seed": seed,
-            "inputs": "unit",
+            "options": recipe.asked(recipe.Options(out="")),
             "learnt": 100.0,
             "wrong": 50.0,
             "right": 90.0,

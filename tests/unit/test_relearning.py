@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from torch import nn
 from unsharp.data import ImageSamples
 from unsharp.errors import UserError
 from unsharp.evaluation.relearning import Attack, RelearnConfig, recovery, relearn
+from unsharp.evaluation.relearning_stage import figure
+from unsharp.report.relearning import write_relearning
 from unsharp.training import TrainConfig, train
 
 N, FORGET = 120, np.arange(0, 120, 3)
@@ -134,3 +137,15 @@ def test_attacks_that_cannot_be_are_refused(options: dict[str, object], says: st
         Attack(config=RelearnConfig(**options), samples=samples(), forget=FORGET)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="shape"):
         Attack(config=RelearnConfig(on="other"), samples=samples(), forget=FORGET, other=samples(side=5))
+
+
+@pytest.mark.parametrize("models", [("unlearned", "retrained"), ("unlearned",)])
+def test_the_page_names_the_line_of_the_retrained_model_only_where_there_is_one(
+    models: tuple[str, ...], tmp_path: Path
+) -> None:
+    rows = [{"model": m, "seed": 0, "epoch": e, "forget_accuracy": 50.0 + e} for m in models for e in (0, 1)]
+    found = {"forget": {"config": {"n": 3}, "rows": rows}}
+    write_relearning(tmp_path / "page.html", found, figure(found), ["It came back."], reference="retrained")
+    page = (tmp_path / "page.html").read_text()
+    assert ("The dashed dark line is the retrained model" in page) == ("retrained" in models)
+    assert ("There is no retrained model" in page) == ("retrained" not in models)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import html
 import io
 import json
 import math
@@ -244,7 +245,7 @@ def test_renderers_agree_on_the_figures() -> None:
 
 def test_what_is_missing_is_a_dash_with_a_footnote() -> None:
     text = to_markdown(summarise([without_reference()]))
-    assert "— [1]" in text
+    assert r"— \[1\]" in text
     assert "[1] no test set was given." in text
 
 
@@ -472,3 +473,19 @@ def test_verdict_does_not_rank_what_the_runs_do_not_tell_apart() -> None:
     (verdict,) = verdicts(summarise(runs))
     text = dict(verdict.points)["Which method"]
     assert "do not tell it apart" in text
+
+
+def test_corrected_samples_are_not_told_of_as_removed() -> None:
+    """They are a group of their own, whatever the digests of their seeds, and the verdict says what it is judged by."""
+    removed = [run(seed) for seed in range(2)]
+    corrected = [run(seed, corrections={"digest": f"{seed:064x}", "n": 3}) for seed in range(2)]
+    rows = {row.group.label: row.n for row in summarise([*removed, *corrected]).of_kind("unlearned")}
+    assert rows == {"NegGrad": 2, "NegGrad, corrected": 2}
+    (verdict,) = verdicts(summarise(corrected))
+    text = dict(verdict.points)["What was corrected"]
+    assert text.startswith("NegGrad, corrected: the samples were not removed")
+    assert "The retrained network has learnt without the samples" in text
+    assert "forget accuracy is that on the samples as they were, under the labels that may be wrong" in text
+    assert text in html.unescape(render(summarise(corrected)))
+    (verdict,) = verdicts(summarise(removed))
+    assert "What was corrected" not in dict(verdict.points)

@@ -96,6 +96,17 @@ def scripts(page: str) -> list[str]:
     return re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
 
 
+def test_directions_are_said_to_be_scaled_only_where_they_are() -> None:
+    def said(**settings: str) -> str:
+        of = found()
+        values = {**of.values, "settings": {**of.values["settings"], **settings}}
+        return render_around(replace(of, values=values), turning=False)
+
+    assert "of its weights, scaled to them." in said(normalise="filter")
+    assert "of its weights, scaled to those of the first network." in said(normalise="filter", scaled_by="first")
+    assert "of its weights, not scaled to them." in said(normalise="none")
+
+
 def test_the_page_allows_its_own_scripts_and_names_are_text() -> None:
     page = render_around(found(reasons={"trace": HOSTILE}), title=HOSTILE)
     allowed = re.findall(r"'(sha256-[^']+)'", html.unescape(page[: page.index("<title>")]))

@@ -17,6 +17,7 @@ from test_index import keep
 from test_report import run, without_reference
 
 from unsharp.commands.index import quick, report_all
+from unsharp.commands.report import Report
 from unsharp.errors import UserError
 from unsharp.index import Index, read_index
 from unsharp.report import figures
@@ -77,8 +78,28 @@ def test_the_table_of_a_directory_as_latex_and_markdown(root: Path, tmp_path: Pa
         assert not re.search(rf"(?<!\\){sign}", re.sub(r"^%.*$", "", body.group(1).replace(" & ", " "), flags=re.M))
 
 
+def test_a_file_of_a_run_without_figures_is_refused() -> None:
+    check_figure_files([], {})
+    with pytest.raises(UserError, match=r"no figures, so a\.svg cannot"):
+        check_figure_files(["a.svg"], {})
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_page_of_a_directory_is_opened_where_it_is_asked_for(
+    root: Path, tmp_path: Path, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    page = tmp_path / "all.html"
+    Report(runs=(str(root),), out=str(page), open=asked).run()
+    assert opened == ([page.as_uri()] if asked else [])
+
+
 def test_cells_are_text() -> None:
     assert bar(["a|b", "c\\|d", "e\nf", "<b>&"]) == r"| a\|b | c\\\|d | e f | &lt;b>&amp; |"
+    assert bar(["__init__", "*a*", "[b](c)"]) == r"| \_\_init\_\_ | \*a\* | \[b\](c) |"
+    assert bar(["~~d~~", "`e`"]) == r"| \~\~d\~\~ | \`e\` |"
     assert latex("\\a_b{c}\n 5 % — −1 ± ρ") == r"\textbackslash{}a\_b\{c\} 5 \% --- $-$1 $\pm$ $\rho$"
 
 

@@ -252,8 +252,22 @@ def test_passes_are_those_of_the_batches_that_go_through(name: str) -> None:
     choice = Choice(select=name, n_probes=4, score_samples=13)
     masks.make_mask(basis(model, mean_loss=around), choice)
     expected = len(forwards) + sum(loss.passes["products"] * len(loss.batches) for loss in made)
-    assert masks.passes(choice, FORGET, TRAINING, 6) == expected
+    assert masks.passes(choice, model, FORGET, TRAINING, 6) == expected
     assert (expected > 0) == (name in READING)
+
+
+@pytest.mark.parametrize("name", ["hessian", "ggn"])
+@pytest.mark.parametrize("most", [1, 3, 7, 100])
+def test_each_part_of_the_probes_has_a_graph_of_its_own(name: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, forwards = problems.mlp(), []
+    n_weights = sum(p.numel() for p in model.parameters())
+    monkeypatch.setattr("unsharp.evaluation.curvature.AT_ONCE_BYTES", most * 8 * n_weights)
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    choice = Choice(select=name, n_probes=7, score_samples=13)
+    masks.make_mask(basis(model), choice)
+    n_batches = 3
+    assert len(forwards) == n_batches * {1: 7, 3: 3, 7: 1, 100: 1}[most]
+    assert masks.passes(choice, model, FORGET, TRAINING, 6) == len(forwards) + 7 * n_batches
 
 
 def test_what_is_looked_at_is_what_was_asked_for() -> None:
@@ -323,7 +337,7 @@ def test_methods_act_where_each_selection_says_and_count_its_passes(method: str,
     everywhere = unlearning.configure(method, **how | {"select": "all"})
     _, plain = unlearning.run(model, samples, FORGET, retain, everywhere)
     choice = Choice(select=select, n_probes=3, fraction=0.2)
-    assert record.passes - plain.passes == masks.passes(choice, FORGET, TRAINING, 8)
+    assert record.passes - plain.passes == masks.passes(choice, model, FORGET, TRAINING, 8)
     mask = masks.make_mask(basis(model, samples), choice)
     start, end = dict(model.named_parameters()), dict(network.named_parameters())
     moved = {n: end[n] != start[n] for n in mask}

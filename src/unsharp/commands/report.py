@@ -125,7 +125,10 @@ class Report(Common):
 
         self._refuse("a directory of runs", "figure", "show_samples", "pictures", "audit_pdf")
         show = not self.json
-        return report_all(root, self.out, title=self.title or RUNS, tables=self.table or (), pdf=self.pdf, show=show)
+        title = self.title or RUNS
+        answer = report_all(root, self.out, title=title, tables=self.table or (), pdf=self.pdf, show=show)
+        open_in_browser(Path(self.out), not self.open)
+        return answer
 
     def _refuse(self, what: str, *names: str) -> None:
         """Raise UserError for options that a report of this kind does not know."""

@@ -35,6 +35,11 @@ AT_ONCE_BYTES = 2**29
 """Vectors that share the graph of a batch take at most this much memory."""
 
 
+def at_once(length: int, element_size: int) -> int:
+    """How many vectors of so many numbers, of so many bytes each, share the graph of a batch; at least 1."""
+    return max(1, AT_ONCE_BYTES // (length * element_size))
+
+
 class CurvatureMatrix:
     """The Hessian of a mean loss, or its Gauss–Newton part, as products with vectors.
 
@@ -62,7 +67,7 @@ class CurvatureMatrix:
         """The product with a vector (P,) or with the columns of (P, m)."""
         if vectors.ndim == 1:
             return self._times(vectors[:, None])[:, 0]
-        size = max(1, AT_ONCE_BYTES // (len(self) * vectors.element_size()))
+        size = at_once(len(self), vectors.element_size())
         return torch.cat([self._times(part) for part in vectors.split(size, dim=1)], dim=1)
 
     def dense(self) -> Tensor:
@@ -403,7 +408,7 @@ def diagonal(matrix: CurvatureMatrix, draws: int, seed: int = 0) -> Diagonal:
     check_whole("draws", draws)
     total = torch.zeros(len(matrix), dtype=torch.float64, device=matrix.around.device)
     squares = torch.zeros_like(total)
-    size = max(1, AT_ONCE_BYTES // (len(matrix) * matrix.around.params[0].element_size()))
+    size = at_once(len(matrix), matrix.around.params[0].element_size())
     for first in range(0, draws, size):
         signs = [matrix.signs(seed, DIAGONAL, j) for j in range(first, min(first + size, draws))]
         z = torch.stack(signs, dim=1)

@@ -252,7 +252,7 @@ def relearn_run(
         workspace.write_json(RELEARNING_FILE, {"attacks": found, **about})
         drawn = figure(found)
         artifacts.write_text(workspace.file(FIGURE_FILE), drawn)
-        write_relearning(workspace.file(REPORT_FILE), found, drawn, sentences(found))
+        write_relearning(workspace.file(REPORT_FILE), found, drawn, sentences(found), reference=RETRAINED)
 
     return at.perform(out, "relearn", settings, work)
 

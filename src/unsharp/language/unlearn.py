@@ -93,7 +93,8 @@ def unlearn(
     preparation = time.monotonic() - started
     mask_passes = 0
     if config.mask_fraction is not None:
-        mask_passes = masks.passes(config.mask_choice(), samples.forget, np.arange(len(samples)), task.batch_size)
+        everything = np.arange(len(samples))
+        mask_passes = masks.passes(config.mask_choice(), trained, samples.forget, everything, task.batch_size)
     record = run_loop(
         loop,
         workspace=workspace,

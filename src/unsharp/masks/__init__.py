@@ -1,15 +1,14 @@
 """Which weights a phase may act on: selections that rank the weights, and 0/1 masks of exactly so many entries."""
 
 from unsharp.masks.base import SELECTIONS, Basis, Choice, Mask, On, ScoredSelection, Selection
-from unsharp.masks.choosing import SELECTS, make_mask, passes, saliency_mask
+from unsharp.masks.choosing import make_mask, passes, saliency_mask
 from unsharp.masks.entries import check, complement, fraction_of, random_mask, select_entries
-from unsharp.masks.files import FILE, load, load_metadata, save
+from unsharp.masks.files import FILE, load, save
 from unsharp.masks.saliency import saliency
 
 __all__ = [
     "FILE",
     "SELECTIONS",
-    "SELECTS",
     "Basis",
     "Choice",
     "Mask",
@@ -20,7 +19,6 @@ __all__ = [
     "complement",
     "fraction_of",
     "load",
-    "load_metadata",
     "make_mask",
     "passes",
     "random_mask",

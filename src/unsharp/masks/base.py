@@ -118,8 +118,8 @@ class Selection(ABC):
     def mask(self, basis: Basis, choice: Choice) -> Mask:
         """The mask: bool tensors by name, for every trainable parameter."""
 
-    def passes(self, n_batches: int, choice: Choice) -> int:
-        """Forward–backward passes over batches that it takes, looking at `n_batches` of them."""
+    def passes(self, n_batches: int, choice: Choice, model: nn.Module) -> int:
+        """Forward–backward passes over batches that it takes on the model, looking at `n_batches` of them."""
         return 0
 
 

@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import nn
 
-from unsharp.masks.base import SELECTIONS, Basis, Choice, On
+from unsharp.masks.base import Basis, Choice, On
 from unsharp.masks.entries import Mask
 
 if TYPE_CHECKING:
     from unsharp.data.samples import Samples
-
-SELECTS = tuple(SELECTIONS)
-"""The names of the selections."""
 
 
 def make_mask(basis: Basis, choice: Choice) -> Mask:
@@ -31,10 +28,10 @@ def make_mask(basis: Basis, choice: Choice) -> Mask:
     return choice.selection.mask(basis, choice)
 
 
-def passes(choice: Choice, forget: np.ndarray, training: np.ndarray, batch_size: int) -> int:
-    """Forward–backward passes over batches of that size that `make_mask` takes."""
+def passes(choice: Choice, model: nn.Module, forget: np.ndarray, training: np.ndarray, batch_size: int) -> int:
+    """Forward–backward passes over batches of that size that `make_mask` takes on that model."""
     n = len(choice.positions(forget, training))
-    return choice.selection.passes(-(-n // batch_size), choice)
+    return choice.selection.passes(-(-n // batch_size), choice, model)
 
 
 def saliency_mask(

@@ -60,16 +60,6 @@ def load(path: str | Path, model: nn.Module | None = None) -> Mask:
     return {name: mask[name].to(p.device) for name, p in trainable(model).items()}
 
 
-def load_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata that `save` wrote. Raises: UserError if the file is missing or broken."""
-    with _opened(path) as file:
-        header = file.metadata() or {}
-    try:
-        return {key: json.loads(value) for key, value in header.items()}
-    except ValueError:
-        raise UserError(f"mask {str(path)!r} has metadata that are not JSON; another program wrote it") from None
-
-
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Any]:
     if not Path(path).is_file():

@@ -1,4 +1,4 @@
-"""The first-order update: one gradient step from samples as they were to samples as they should be."""
+"""The first-order update: one gradient step from samples as they were to those that should be, or to none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from unsharp.methods.closed_form import ClosedForm, Step
 @METHODS.register("first_order")
 @dataclass(frozen=True, kw_only=True)
 class FirstOrder(ClosedForm):
-    """One gradient step that takes back what wrong samples did and puts in what right ones would do; no training.
+    """One gradient step from wrong samples to right ones or, without corrections, one that takes the samples back.
 
     Args:
         tau: Rate τ of the step along the sum over the samples, above 0; what suits falls with their number.

@@ -69,4 +69,4 @@ class ByMask:
         if self.select == ALL:
             return 0
         training = np.union1d(problem.retain, problem.forget)
-        return masks.passes(self._choice(problem.seed), problem.forget, training, batch_size)
+        return masks.passes(self._choice(problem.seed), problem.model, problem.forget, training, batch_size)

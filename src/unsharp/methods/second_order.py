@@ -1,4 +1,4 @@
-"""The second-order update: Newton's step from samples as they were to samples as they should be."""
+"""The second-order update: Newton's step from samples as they were to those that should be, or to none."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MATRICES = ("hessian", "ggn")
 @METHODS.register("second_order")
 @dataclass(frozen=True, kw_only=True)
 class SecondOrder(ClosedForm):
-    """Newton's step from the minimum on the samples as they were towards that on the samples as they should be.
+    """Newton's step from wrong samples to right ones or, without corrections, one that takes the samples back.
 
     Args:
         strength: Multiple of the step, above 0.

@@ -109,17 +109,35 @@ class Problem:
 
 
 def main(options: Options) -> None:
-    """Run the seeds, and write `facts.json` and `page.md` as they come."""
+    """Run the seeds, and write `facts.json` and `page.md` as they come; facts of other seeds are kept.
+
+    Raises:
+        UserError: if there is no seed, the fractions lack 0.05, or the directory holds facts found with other options.
+    """
+    if not options.seeds:
+        raise UserError("seeds must name at least one seed, got none")
+    if MAIN not in options.fractions:
+        raise UserError(f"fractions must have {MAIN} among them, which the acceptance is about: {options.fractions}")
     out = Path(options.out)
     path = out / "facts.json"
-    known = config.read_json(path) if path.exists() else []
-    facts = [fact for fact in known if fact["seed"] in options.seeds]
+    facts = {fact["seed"]: fact for fact in (config.read_json(path) if path.exists() else [])}
+    for seed, fact in facts.items():
+        if fact.get("options") != asked(options):
+            raise UserError(
+                f"{path} holds facts of seed {seed} found with other options ({fact.get('options', 'not said')}) than "
+                f"{asked(options)}; give another --out, or remove the file"
+            )
     for seed in options.seeds:
-        if all(fact["seed"] != seed for fact in facts):
-            facts.append(facts_of(seed, options))
-            artifacts.write_json(path, facts)
-            artifacts.write_text(out / "page.md", page(facts))
+        if seed not in facts:
+            facts[seed] = facts_of(seed, options)
+            artifacts.write_json(path, list(facts.values()))
+        artifacts.write_text(out / "page.md", page([facts[s] for s in options.seeds if s in facts]))
     print(f"wrote {out / 'page.md'}")
+
+
+def asked(options: Options) -> dict[str, Any]:
+    """What the facts of a seed depend on, as JSON gives it back."""
+    return {"fractions": list(options.fractions), "epochs": options.epochs, "inputs": options.inputs}
 
 
 def facts_of(seed: int, options: Options) -> dict[str, Any]:
@@ -133,7 +151,7 @@ def facts_of(seed: int, options: Options) -> dict[str, Any]:
         row["restored"] = (row["test"] - low) / (high - low)
     return {
         "seed": seed,
-        "inputs": options.inputs,
+        "options": asked(options),
         "learnt": accuracy(problem.model, problem.samples),
         "wrong": low,
         "right": high,
@@ -227,6 +245,11 @@ def _best(problem: Problem, method: str, select: str, fraction: float, seed: int
                 }
                 | _moved(problem.model, model, Path(place) / masks.FILE)
             )
+    if not found:
+        raise UserError(
+            f"{method} on {fraction:g} of the weights by {select} broke the network at every rate (seed {seed}); "
+            "take other --inputs or --epochs"
+        )
     best = max(found, key=lambda row: row["validation"])
     leaked = sum(row["leaked"] for row in found)
     return {"method": method, "select": select, "fraction": fraction} | best | {"leaked": leaked}
@@ -277,7 +300,12 @@ def diagonal_errors(samples: Samples, seed: int) -> dict[str, float]:
 
 def page(facts: Rows) -> str:
     """The result page in Markdown, from the facts alone."""
-    option = "" if facts[0]["inputs"] == "unit" else f" --inputs {facts[0]['inputs']}"
+    usual = asked(Options(out=""))
+    option = "".join(
+        f" --{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+        for name, value in facts[0]["options"].items()
+        if value != usual[name]
+    )
     head = (
         f"`python -m unsharp.recipes.parameter_selection --out DIR{option}`; seeds "
         f"{', '.join(str(f['seed']) for f in facts)}; torch {runtime.versions()['torch']}, on a processor, one thread; "

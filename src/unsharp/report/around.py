@@ -56,16 +56,13 @@ LIMITS = (
 )
 
 
-def render_around(
-    found: Findings, *, title: str = "Around an unlearned network", turning: bool = True, say: Mapping[str, Any] = {}
-) -> str:
+def render_around(found: Findings, *, title: str = "Around an unlearned network", turning: bool = True) -> str:
     """The page as text; the same bytes for the same findings.
 
     Args:
         found: What `surroundings.stage.read` gives.
         title: Heading.
         turning: Whether surfaces are there to turn besides the maps, for which plotly's script, 5 MB, is inlined.
-        say: Settings to show besides those of the measurement.
 
     Raises:
         UserError: if plotly is needed and missing.
@@ -80,11 +77,19 @@ def render_around(
         points=_points(values),
         tables=_tables(found),
         surfaces=surfaces,
+        scaled=_scaled(values["settings"]),
         controls=[(markup(data), text) for data, text in CONTROLS],
         pictures=_pictures(svgs),
-        settings=public(flatten({**say, **values["settings"]})),
+        settings=public(flatten(values["settings"])),
         limits=LIMITS,
     )
+
+
+def _scaled(settings: Mapping[str, Any]) -> str:
+    """To what the directions of the surfaces are scaled."""
+    if settings.get("normalise") == "none":
+        return "not scaled to them"
+    return "scaled to those of the first network" if settings.get("scaled_by") == "first" else "scaled to them"
 
 
 def _headline(networks: Sequence[str]) -> str:

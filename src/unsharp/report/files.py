@@ -13,7 +13,12 @@ FORMS = ("svg", "pdf", "png")
 
 
 def check_figure_files(files: Sequence[str], names: Collection[str]) -> None:
-    """Raise UserError for a file whose name is not that of one of the figures, with the ending of a form."""
+    """Raise UserError for a file whose name is not that of one of the figures, with the ending of a form.
+
+    There may be no figures: then every file is refused.
+    """
+    if files and not names:
+        raise UserError(f"this run has no figures, so {files[0]} cannot be written; leave --figure out")
     for file in files:
         if Path(file).suffix.lower().lstrip(".") not in FORMS:
             raise UserError(f"figure file {file} must end in .svg, .pdf or .png, which says its form")

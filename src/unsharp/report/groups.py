@@ -94,13 +94,14 @@ def flatten(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
 
 
 def method_title(run: Mapping[str, Any]) -> str:
-    """Method and rule in a few words: "Sharp MinMax · ASAM ρ=1"."""
+    """Method and rule in a few words: "Sharp MinMax · ASAM ρ=1", or "First order, corrected"."""
     method, rule = run["method"]["name"], run["rule"]
+    corrected = ", corrected" if run.get("corrections") else ""
     title = TITLES[method] if method in TITLES else method.replace("_", " ").capitalize()
     if rule["name"] == "none":
-        return title
+        return title + corrected
     radius = f" ρ={shown('rho', rule['rho'])}" if "rho" in rule else ""
-    return f"{title} · {RULES.get(rule['name'], rule['name'])}{radius}"
+    return f"{title} · {RULES.get(rule['name'], rule['name'])}{radius}{corrected}"
 
 
 def shown(key: str, value: Any) -> str:
@@ -177,7 +178,9 @@ def _origin_seed(run: Mapping[str, Any]) -> int:
 def _unlearned(runs: Sequence[Mapping[str, Any]], task: Task) -> list[Group]:
     by_settings: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
-        by_settings.setdefault(config.digest(_without(run["unlearn"], "seed")), []).append(run)
+        # samples put right are not averaged with samples removed; which ones they are may differ with the seed
+        key = config.digest(_without(run["unlearn"], "seed"), bool(run.get("corrections")))
+        by_settings.setdefault(key, []).append(run)
     members = list(by_settings.values())
     labels = _labels([m[0] for m in members])
     return [

@@ -12,7 +12,7 @@ ESCAPED = {
 }
 SYMBOLS = {"±": "pm", "·": "cdot", "α": "alpha", "ρ": "rho", "λ": "lambda", "η": "eta"}
 IN_LATEX = {"−": "$-$", "—": "---", "–": "--"} | {symbol: rf"$\{name}$" for symbol, name in SYMBOLS.items()}
-IN_MARKDOWN = {"\\": "\\\\", "|": "\\|", "<": "&lt;", "&": "&amp;"}
+IN_MARKDOWN = {"<": "&lt;", "&": "&amp;", **{c: f"\\{c}" for c in "\\|`*_[]~"}}
 
 
 def latex(text: str) -> str:

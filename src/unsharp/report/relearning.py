@@ -87,7 +87,9 @@ def _means(seeds: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray | N
     return mean, None if half[0] is None else np.array(half, float)
 
 
-def write_relearning(path: str | Path, found: Mapping[str, Any], curves: str, sentences: Sequence[str]) -> None:
+def write_relearning(
+    path: str | Path, found: Mapping[str, Any], curves: str, sentences: Sequence[str], *, reference: str
+) -> None:
     """Write one offline page: what came back in words, the curves, and a table for each attack.
 
     Args:
@@ -95,6 +97,7 @@ def write_relearning(path: str | Path, found: Mapping[str, Any], curves: str, se
         found: By attack, "config" and "rows", as `attack_all` gives them.
         curves: The figure as SVG.
         sentences: What came back.
+        reference: Name of the retrained network, which need not be among those that were attacked.
 
     Raises:
         UserError: if it cannot be written.
@@ -104,6 +107,7 @@ def write_relearning(path: str | Path, found: Mapping[str, Any], curves: str, se
         title=TITLE,
         sentences=sentences,
         curves=markup(inline(curves, "curves")),
+        reference=any(row["model"] == reference for one in found.values() for row in one["rows"]),
         tables=[_table(on, one) for on, one in found.items()],
         limits=LIMITS,
     )

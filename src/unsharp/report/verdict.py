@@ -54,6 +54,8 @@ def _verdict(table: Table, task: Task, rows: Sequence[Row]) -> Verdict:
     ]
     if len(rows) > 1:
         points.insert(1, ("Which method", _compared(best, rows)))
+    if text := _corrected(rows):
+        points.insert(1, ("What was corrected", text))
     if course := " ".join(text for row in rows for text in (*_ended(row), *_warned(row))):
         points.append(("How the runs went", course))
     return Verdict(_tight(headline + "."), [(about, _tight(text)) for about, text in points], _tiles(best, largest))
@@ -92,6 +94,18 @@ def _forgotten(task: Task, rows: Sequence[Row]) -> str:
     n = max(row.n for row in rows)
     each = "" if n == 1 else f" Each method was run on {n} networks or forget sets, told apart by their seeds."
     return f"{task.rule[:1].upper()}{task.rule[1:]}; the network is {task.subject}.{each}"
+
+
+def _corrected(rows: Sequence[Row]) -> str:
+    """A caution where samples were put right rather than removed."""
+    labels = [row.group.label for row in rows if any(run.get("corrections") for run in row.group.runs)]
+    if not labels:
+        return ""
+    return (
+        f"{'; '.join(labels)}: the samples were not removed, their labels or inputs were put right. The retrained "
+        "network has learnt without the samples, not from the corrected ones. The forget accuracy is that on the "
+        "samples as they were, under the labels that may be wrong: a good correction lowers it."
+    )
 
 
 def _compared(best: Row, rows: Sequence[Row]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from unsharp.masks.base import SELECTIONS, Basis, Choice, ScoredSelection
 from unsharp.masks.entries import Mask, refuse_non_finite, trainable
@@ -38,8 +38,12 @@ class Diagonal(ScoredSelection):
         refuse_non_finite(named, "curvature")
         return named
 
-    def passes(self, n_batches: int, choice: Choice) -> int:
-        return n_batches * (1 + choice.n_probes)
+    def passes(self, n_batches: int, choice: Choice, model: nn.Module) -> int:
+        from unsharp.evaluation.curvature import at_once
+
+        params = list(trainable(model).values())
+        graphs = -(-choice.n_probes // at_once(sum(p.numel() for p in params), params[0].element_size()))
+        return n_batches * (graphs + choice.n_probes)
 
 
 class Hessian(Diagonal):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import nn
 
 from unsharp import runtime
 from unsharp.data.streams import evaluation_batches
@@ -28,7 +29,7 @@ class Fisher(ScoredSelection):
         rows = SampleGradients(basis.model, basis.samples, groups_of(indices, 1, choice.seed), most=basis.batch_size)
         return importances(rows)
 
-    def passes(self, n_batches: int, choice: Choice) -> int:
+    def passes(self, n_batches: int, choice: Choice, model: nn.Module) -> int:
         return n_batches
 
 

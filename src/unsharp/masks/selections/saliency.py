@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import numpy as np
+from torch import nn
 
 from unsharp.masks.base import SELECTIONS, Basis, Choice, ScoredSelection
 from unsharp.masks.entries import Mask
@@ -21,7 +22,7 @@ class Largest(ScoredSelection):
     def scores(self, basis: Basis, indices: np.ndarray, choice: Choice) -> Mask:
         return saliency(basis.model, basis.samples, indices, batch_size=basis.batch_size, loss=basis.loss)
 
-    def passes(self, n_batches: int, choice: Choice) -> int:
+    def passes(self, n_batches: int, choice: Choice, model: nn.Module) -> int:
         return n_batches
 
 
