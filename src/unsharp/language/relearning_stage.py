@@ -149,7 +149,7 @@ def relearn_texts(
         workspace.write_json(RELEARNING_FILE, {"attacks": found, "n": parts, "judged_by": JUDGED_BY})
         drawn = figure(found)
         artifacts.write_text(workspace.file(FIGURE_FILE), drawn)
-        write_relearning(workspace.file(REPORT_FILE), found, drawn, sentences(found))
+        write_relearning(workspace.file(REPORT_FILE), found, drawn, sentences(found), reference=RETRAINED)
 
     return at.perform(out, "language-relearn", settings, work)
 
