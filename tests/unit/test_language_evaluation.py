@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from unsharp.errors import UserError
+from unsharp.errors import NonFiniteError, UserError
 from unsharp.language import Pair, evaluation
 from unsharp.language.evaluation import TokenScores
 
@@ -42,6 +42,20 @@ def test_scores_are_those_of_a_loop_over_the_tokens(side: Any):
             assert found.deviation[k] == pytest.approx(np.sqrt((p * (np.log(p) - mean) ** 2).sum()), rel=1e-6)
             assert found.first[k] == (logits.argmax() == text.tokens[place])
         assert k + 1 == len(found.log_p)
+
+
+def test_a_model_that_gives_nan_is_no_model_that_forgot():
+    words = lm.tokenizer()
+    model = lm.gpt2(len(words))
+    samples = lm.samples(model, words, lm.facts(0, 3), [])
+    end = samples.texts[0].tokens[-1]
+    impossible = torch.zeros(len(words))
+    impossible[end] = -torch.inf
+    model.register_forward_hook(lambda _, __, out: setattr(out, "logits", out.logits + impossible))
+    assert evaluation.score(model, samples)[0].log_p[-1] == -np.inf
+    impossible[end] = torch.nan
+    with pytest.raises(NonFiniteError, match="gives NaN"):
+        evaluation.score(model, samples)
 
 
 def test_greedy_answers_are_those_of_a_loop():

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from unsharp.data.streams import evaluation_batches
-from unsharp.errors import UserError
+from unsharp.errors import NonFiniteError, UserError
 from unsharp.language.likelihood import next_tokens
 from unsharp.language.samples import NOT_ASKED, TextBatch, TextSamples
 from unsharp.models.modes import evaluating
@@ -47,6 +47,9 @@ def score(model: nn.Module, samples: TextSamples, *, batch_size: int = 8) -> lis
     """The scores of each answer, in evaluation mode.
 
     Source: log-probabilities as for any causal model; mean and deviation as min-k++ (Zhang et al., ICLR 2025) has them.
+
+    Raises:
+        NonFiniteError: if a log-probability is NaN; that of an impossible token is −inf.
     """
     found: list[TokenScores] = []
     with evaluating(model):
@@ -60,11 +63,18 @@ def score(model: nn.Module, samples: TextSamples, *, batch_size: int = 8) -> lis
 
 def _scores(logits: torch.Tensor, tokens: torch.Tensor) -> TokenScores:
     log_p = logits.double().log_softmax(1)
+    _check_numbers(log_p)
     p = log_p.exp()
     mean = (p * log_p.nan_to_num(neginf=0.0)).sum(1)
     squares = (p * (log_p.nan_to_num(neginf=0.0) - mean[:, None]).square()).sum(1)
     parts = (log_p.gather(1, tokens[:, None])[:, 0], mean, squares.sqrt(), log_p.argmax(1) == tokens)
     return TokenScores(*(part.cpu().numpy() for part in parts))
+
+
+def _check_numbers(values: torch.Tensor) -> None:
+    """Refuse NaN, of which argmax makes a token, so that a broken model would look like one that forgot."""
+    if bool(values.isnan().any()):
+        raise NonFiniteError("the model gives NaN as log-probability of a token; its weights are broken")
 
 
 # --- of one answer ----------------------------------------------------------------------------------------------------
