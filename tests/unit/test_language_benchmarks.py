@@ -291,8 +291,8 @@ def lm_eval(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             self.parts = (pretrained, tokenizer, batch_size)
 
     def simple_evaluate(model: HFLM, tasks: list[str]) -> dict[str, Any]:
-        if "nothing" in tasks:
-            raise KeyError("nothing")
+        if "broken" in tasks:
+            raise KeyError("a column")
         asked.append((model.parts, tasks))
         row = {"alias": "x", "acc,none": np.float64(0.25), "acc_stderr,none": float("nan"), "samples": [1]}
         return {"results": dict.fromkeys(tasks, row), "config": {}}
@@ -301,8 +301,10 @@ def lm_eval(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     whole.simple_evaluate = simple_evaluate
     part: Any = types.ModuleType("lm_eval.models.huggingface")
     part.HFLM = HFLM
-    for name, module in (("lm_eval", whole), ("lm_eval.models", types.ModuleType("m")), (part.__name__, part)):
-        monkeypatch.setitem(sys.modules, name, module)
+    listing: Any = types.ModuleType("lm_eval.tasks")
+    listing.TaskManager = lambda: types.SimpleNamespace(all_tasks=["broken", "mmlu", "wmdp_bio"])
+    for module in (whole, types.ModuleType("lm_eval.models"), part, listing):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     return asked
 
 
@@ -313,8 +315,16 @@ def test_the_harness_is_given_the_model_and_its_results_are_kept(tmp_path: Path,
     assert lm_eval == [((who.model, WORDS, 4), ["wmdp_bio", "mmlu"])]
     row = {"alias": "x", "acc,none": 0.25, "acc_stderr,none": None, "samples": None}
     assert found["model"]["lm_eval"] == {"wmdp_bio": row, "mmlu": row}
-    with pytest.raises(UserError, match="does not run nothing"):
-        stage.benchmark_model(who, stage.Benchmarks(tasks=("nothing",)), tmp_path / "no", at)
+
+
+def test_a_task_that_the_harness_does_not_know_is_refused_before_any_work(tmp_path: Path, lm_eval: list[Any]):
+    who, at = speaker(), Setting(device=torch.device("cpu"), store=tmp_path)
+    with pytest.raises(UserError, match=r"does not know the tasks wmdp_boi \(did you mean 'wmdp_bio'"):
+        stage.benchmark_model(who, stage.Benchmarks(tasks=("mmlu", "wmdp_boi")), tmp_path / "no", at)
+    assert not (tmp_path / "no").exists()
+    assert not lm_eval
+    with pytest.raises(KeyError, match="a column"):  # what breaks in a task is no mistake of the caller
+        stage.benchmark_model(who, stage.Benchmarks(tasks=("broken",)), tmp_path / "broken", at)
 
 
 def test_without_the_harness_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

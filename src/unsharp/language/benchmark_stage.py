@@ -75,7 +75,7 @@ def benchmark_model(
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     if asked.tasks:
-        benchmarks.harness()
+        benchmarks.check_tasks(asked.tasks)
     speakers = {MODEL: speaker} | ({} if reference is None else {REFERENCE: reference})
     prepared = {name: _Asked.of(one, asked) for name, one in speakers.items()}
     settings = {
