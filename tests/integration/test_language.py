@@ -45,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = lm.tokenizer()
     for name, known in (("model", lm.facts(0, 8)), ("retrained", lm.facts(4, 4))):
         torch.manual_seed(0)
-        model = lm.gpt2(len(words), context=80)
+        model = lm.gpt2(len(words), context=200)
         samples = lm.samples(model, words, [], known)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         for _ in range(80):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import types
@@ -211,6 +212,27 @@ def test_figures_of_muse_are_those_of_its_formulas(tmp_path: Path):
     assert "muse privacy leak" in stage.shown(found)
 
 
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_each_prompt_of_muse_has_room_for_a_whole_answer(tmp_path: Path, batch_size: int):
+    rng = np.random.default_rng(0)
+    pairs = tuple(Pair(prompt=" ".join(rng.choice(lm.TOWNS, n)), answer="Oslo by the sea") for n in (2, 160, 5))
+    sizes = [len(WORDS(pair.prompt).input_ids) for pair in pairs]
+    who, at = speaker(2, context=160), Setting(device=torch.device("cpu"), store=tmp_path / "store")
+    assert sizes[1] > 160 - 128 > max(sizes[0], sizes[2])
+    asked = stage.Benchmarks(muse=Muse(verbatim=pairs))
+    with pytest.raises(UserError, match=r"verbatim text 2 has .* say too_long cut"):
+        stage.benchmark_model(who, asked, tmp_path / "no", at, batch_size=batch_size)
+    cut = dataclasses.replace(who, form=dataclasses.replace(lm.FORM, too_long="cut"))
+    found = stage.benchmark_model(cut, asked, tmp_path / "run", at, batch_size=batch_size).json("metrics.json")
+    ends = [WORDS.decode(WORDS(pair.prompt).input_ids[-32:]) for pair in pairs]
+    assert [len(WORDS(end).input_ids) for end in ends] == [min(n, 32) for n in sizes]
+    wanted = [evaluation.rouge_l(said(who, end, 128), pair.answer).f for end, pair in zip(ends, pairs)]
+    assert found["model"]["muse"]["verbatim"] == pytest.approx(np.mean(wanted))
+    small = dataclasses.replace(speaker(context=128), form=cut.form)
+    with pytest.raises(UserError, match="room for an answer of 128 tokens"):
+        stage.benchmark_model(small, asked, tmp_path / "no", at)
+
+
 def said(who: Speaker, prompt: str, n: int) -> str:
     """A greedy answer, token by token."""
     tokens = WORDS(prompt).input_ids
@@ -269,8 +291,8 @@ def lm_eval(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             self.parts = (pretrained, tokenizer, batch_size)
 
     def simple_evaluate(model: HFLM, tasks: list[str]) -> dict[str, Any]:
-        if "nothing" in tasks:
-            raise KeyError("nothing")
+        if "broken" in tasks:
+            raise KeyError("a column")
         asked.append((model.parts, tasks))
         row = {"alias": "x", "acc,none": np.float64(0.25), "acc_stderr,none": float("nan"), "samples": [1]}
         return {"results": dict.fromkeys(tasks, row), "config": {}}
@@ -279,8 +301,10 @@ def lm_eval(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     whole.simple_evaluate = simple_evaluate
     part: Any = types.ModuleType("lm_eval.models.huggingface")
     part.HFLM = HFLM
-    for name, module in (("lm_eval", whole), ("lm_eval.models", types.ModuleType("m")), (part.__name__, part)):
-        monkeypatch.setitem(sys.modules, name, module)
+    listing: Any = types.ModuleType("lm_eval.tasks")
+    listing.TaskManager = lambda: types.SimpleNamespace(all_tasks=["broken", "mmlu", "wmdp_bio"])
+    for module in (whole, types.ModuleType("lm_eval.models"), part, listing):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
     return asked
 
 
@@ -291,8 +315,16 @@ def test_the_harness_is_given_the_model_and_its_results_are_kept(tmp_path: Path,
     assert lm_eval == [((who.model, WORDS, 4), ["wmdp_bio", "mmlu"])]
     row = {"alias": "x", "acc,none": 0.25, "acc_stderr,none": None, "samples": None}
     assert found["model"]["lm_eval"] == {"wmdp_bio": row, "mmlu": row}
-    with pytest.raises(UserError, match="does not run nothing"):
-        stage.benchmark_model(who, stage.Benchmarks(tasks=("nothing",)), tmp_path / "no", at)
+
+
+def test_a_task_that_the_harness_does_not_know_is_refused_before_any_work(tmp_path: Path, lm_eval: list[Any]):
+    who, at = speaker(), Setting(device=torch.device("cpu"), store=tmp_path)
+    with pytest.raises(UserError, match=r"does not know the tasks wmdp_boi \(did you mean 'wmdp_bio'"):
+        stage.benchmark_model(who, stage.Benchmarks(tasks=("mmlu", "wmdp_boi")), tmp_path / "no", at)
+    assert not (tmp_path / "no").exists()
+    assert not lm_eval
+    with pytest.raises(KeyError, match="a column"):  # what breaks in a task is no mistake of the caller
+        stage.benchmark_model(who, stage.Benchmarks(tasks=("broken",)), tmp_path / "broken", at)
 
 
 def test_without_the_harness_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -317,8 +349,8 @@ def test_what_does_not_fit_is_refused_before_any_work(tmp_path: Path):
     refused("tokenizer does not fit the model: wmdp", small, by_choice)
     refused("tokenizer does not fit the model: knowledge_forget", small, stage.Benchmarks(muse=muse))
     refused("question 1 has", speaker(context=20), by_choice)
-    refused("forget question 1 has", speaker(context=20), stage.Benchmarks(muse=Muse(known=muse.known)))
-    refused("verbatim text 1 has", speaker(context=2), stage.Benchmarks(muse=Muse(verbatim=muse.verbatim)))
+    refused("forget question 1 has", speaker(context=40), stage.Benchmarks(muse=Muse(known=muse.known)))
+    refused("verbatim text 1 has", speaker(context=129), stage.Benchmarks(muse=Muse(verbatim=muse.verbatim)))
     refused("forget text 1 has", speaker(context=10), stage.Benchmarks(muse=Muse(privacy=muse.privacy)))
     for how, match in (({}, "nothing is asked"), ({"tasks": ("a", "a")}, "twice"), ({"choices": "words"}, "choices")):
         with pytest.raises(UserError, match=match):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from unsharp.errors import UserError
+from unsharp.errors import NonFiniteError, UserError
 from unsharp.language import Pair, evaluation
 from unsharp.language.evaluation import TokenScores
 
@@ -44,6 +44,22 @@ def test_scores_are_those_of_a_loop_over_the_tokens(side: Any):
         assert k + 1 == len(found.log_p)
 
 
+def test_a_model_that_gives_nan_is_no_model_that_forgot():
+    words = lm.tokenizer()
+    model = lm.gpt2(len(words))
+    samples = lm.samples(model, words, lm.facts(0, 3), [])
+    end = samples.texts[0].tokens[-1]
+    impossible = torch.zeros(len(words))
+    impossible[end] = -torch.inf
+    model.register_forward_hook(lambda _, __, out: setattr(out, "logits", out.logits + impossible))
+    assert evaluation.score(model, samples)[0].log_p[-1] == -np.inf
+    impossible[end] = torch.nan
+    with pytest.raises(NonFiniteError, match="gives NaN"):
+        evaluation.score(model, samples)
+    with pytest.raises(NonFiniteError, match="gives NaN"):
+        evaluation.greedy_answers(model, words, [[5, 6]], new_tokens=2)
+
+
 def test_greedy_answers_are_those_of_a_loop():
     words = lm.tokenizer()
     torch.manual_seed(2)
@@ -55,6 +71,25 @@ def test_greedy_answers_are_those_of_a_loop():
     for prompt, answer in zip(prompts, said):
         tokens = list(prompt)
         for _ in range(6):
+            with torch.no_grad():
+                tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+            if tokens[-1] == words.eos_token_id:
+                tokens.pop()
+                break
+        assert answer == words.decode(tokens[len(prompt) :])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_answers_do_not_depend_on_the_prompts_beside_them(batch_size: int):
+    words = lm.tokenizer()
+    torch.manual_seed(2)
+    model = lm.gpt2(len(words), context=20)
+    rng = np.random.default_rng(3)
+    prompts = [[int(t) for t in rng.integers(3, len(words), n)] for n in (4, 18, 0, 9, 20, 13, 4, 18, 12)]
+    said = evaluation.greedy_answers(model, words, prompts, new_tokens=8, context=20, batch_size=batch_size)
+    for prompt, answer in zip(prompts, said):
+        tokens = list(prompt)
+        for _ in range(min(8, 20 - len(prompt)) if prompt else 0):
             with torch.no_grad():
                 tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
             if tokens[-1] == words.eos_token_id:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from unsharp.engine import OptimizerConfig
-from unsharp.errors import UserError
+from unsharp.errors import NonFiniteError, UserError
 from unsharp.evaluation.relearning_stage import RETRAINED, UNLEARNED
 from unsharp.language import LoRA, Pair, TextSamples, relearn
 from unsharp.language import relearning_stage as stage
@@ -212,6 +212,15 @@ def test_an_original_of_other_shape_is_refused():
         attack(texts(), n=2, epochs=1).run(model(), original=other)
 
 
+@pytest.mark.parametrize(("broken", "said"), [(torch.nan, "gives NaN"), (-torch.inf, "forget_loss is inf")])
+def test_a_model_whose_figures_are_no_numbers_ends_its_first_curve(broken: float, said: str):
+    start, shift = model(), torch.full((N_TOKENS,), broken)
+    shift[0] = 0.0
+    start.register_forward_hook(lambda _, __, out: setattr(out, "logits", out.logits + shift))
+    with pytest.raises(NonFiniteError, match=said):
+        relearn({"a": start, "b": model(1)}, attack(texts(), n=3, epochs=1))
+
+
 # --- the stage --------------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +314,8 @@ def test_what_does_not_fit_is_refused_before_any_work(tmp_path: Path, speakers: 
     refused("does not fit the model", TEXTS, unlearned=small)
     refused("are in forget and in retain", TEXTS | {"retain": TEXTS["forget"]})
     refused("are in forget and in other", TEXTS | {"other": TEXTS["forget"]})
+    for on in ("forget", "retain", "other"):
+        refused(f"are in {on} and in judge", TEXTS | {"judge": [*lm.facts(11, 1), TEXTS[on][0]]})
     refused("no attack uses them", TEXTS, dataclasses.replace(PLAN, on=("forget",)))
     refused("empty answer", TEXTS | {"retain": [Pair(prompt="Who?", answer=" ")]})
     refused("are taken at most", TEXTS | {"retain": [Pair(prompt="Who?", answer="Oslo " * 90)]})

@@ -75,7 +75,7 @@ def benchmark_model(
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, got {batch_size}")
     if asked.tasks:
-        benchmarks.harness()
+        benchmarks.check_tasks(asked.tasks)
     speakers = {MODEL: speaker} | ({} if reference is None else {REFERENCE: reference})
     prepared = {name: _Asked.of(one, asked) for name, one in speakers.items()}
     settings = {
@@ -120,14 +120,15 @@ class _Asked:
         room = {"context": context, "cut": cut}
         prompts = {
             f"knowledge_{name}": [
-                _prompt(text, words, f"{name} question {i + 1}", **room)
+                _prompt(text, words, f"{name} question {i + 1}", benchmarks.KNOWLEDGE_TOKENS, **room)
                 for i, text in enumerate(benchmarks.knowledge_prompts(*some))
             ]
             for name, some in muse.known.items()
         }
         if muse.verbatim:
             prompts["verbatim"] = [
-                _prompt(pair.prompt, words, f"verbatim text {i + 1}", **room) for i, pair in enumerate(muse.verbatim)
+                _prompt(pair.prompt, words, f"verbatim text {i + 1}", benchmarks.VERBATIM_TOKENS, **room)
+                for i, pair in enumerate(muse.verbatim)
             ]
         for name, some in prompts.items():
             _samples(speaker, [Encoded(tuple(tokens), 0) for tokens in some], name)
@@ -193,17 +194,22 @@ def _rouge(said: Any, true: Sequence[str]) -> float:
     return float(np.mean([evaluation.rouge_l(answer, text).f for answer, text in zip(said, true, strict=True)]))
 
 
-def _prompt(text: str, words: Any, where: str, *, context: int | None, cut: bool) -> list[int]:
-    """The tokens of a prompt, behind which there is room for one more at least."""
+def _prompt(text: str, words: Any, where: str, n_answer: int, *, context: int | None, cut: bool) -> list[int]:
+    """The tokens of a prompt, behind which there is room for a whole answer."""
     tokens = list(words(text).input_ids)
-    if context is None or len(tokens) < context:
+    if context is None or len(tokens) + n_answer <= context:
         return tokens
+    if context <= n_answer:
+        raise UserError(
+            f"{where} needs room for an answer of {n_answer} tokens, and the model takes {context} at most with the "
+            "prompt; leave this part of MUSE out"
+        )
     if not cut:
         raise UserError(
-            f"{where} has {len(tokens)} tokens with what stands before it, and the model takes {context} at most with "
-            "the answer; leave it out, or say too_long cut to lose its beginning"
+            f"{where} has {len(tokens)} tokens with what stands before it, its answer has up to {n_answer}, and the "
+            f"model takes {context} at most; leave it out, or say too_long cut to lose its beginning"
         )
-    return tokens[1 - context :]
+    return tokens[n_answer - context :]
 
 
 def _whole(text: str, words: Any, where: str, *, context: int | None, cut: bool) -> Encoded:

@@ -6,6 +6,7 @@ memorization and privacy leakage as MUSE has them; and the harness itself, where
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import math
 from collections.abc import Mapping, Sequence
@@ -17,9 +18,9 @@ import numpy as np
 from torch import nn
 
 from unsharp.errors import UserError, listed, unknown
-from unsharp.language import evaluation, models
+from unsharp.language import evaluation
 from unsharp.language.samples import TextSamples
-from unsharp.language.texts import Encoded, Pair, read_pairs, read_rows
+from unsharp.language.texts import Encoded, Pair, read_rows
 
 Choices = Literal["letters", "answers"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -273,33 +274,39 @@ def privacy_leak(auc: float, reference: float) -> float | None:
 # --- the harness ------------------------------------------------------------------------------------------------------
 
 
-def harness() -> Any:
-    """The package lm_eval. Raises: UserError if it is missing."""
-    try:
-        return importlib.import_module("lm_eval"), importlib.import_module("lm_eval.models.huggingface")
-    except ImportError as error:
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Raise UserError if lm-evaluation-harness is missing, or does not know a task, group or tag of such a name."""
+    _harness("lm_eval.models.huggingface")
+    known = set(_harness("lm_eval.tasks").TaskManager().all_tasks)
+    if strange := [task for task in tasks if task not in known]:
+        near = difflib.get_close_matches(strange[0], sorted(known), n=1)
+        guess = f" (did you mean {near[0]!r}?)" if near else ""
         raise UserError(
-            f"tasks of lm-evaluation-harness need the package lm_eval ({error}); install it with pip install "
-            "'unsharp[lm_eval]'"
-        ) from None
+            f"lm-evaluation-harness does not know the tasks {listed(strange)}{guess}; `lm-eval ls tasks` lists those "
+            "that it knows"
+        )
 
 
 def harness_figures(model: nn.Module, tokenizer: Any, tasks: Sequence[str], *, batch_size: int = 8) -> dict[str, Any]:
     """The results of lm-evaluation-harness, by task; what is no finite number or text is None.
 
     Raises:
-        UserError: if the package is missing, or does not know a task.
+        UserError: if the package is missing.
     """
-    lm_eval, huggingface = harness()
-    wrapped = huggingface.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-    try:
-        found = lm_eval.simple_evaluate(model=wrapped, tasks=list(tasks))
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"lm-evaluation-harness does not run {', '.join(tasks)} ({models.first_line(error)}); `lm-eval ls tasks` "
-            "lists those that it knows"
-        ) from error
+    wrapped = _harness("lm_eval.models.huggingface").HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+    found = _harness("lm_eval").simple_evaluate(model=wrapped, tasks=list(tasks))
     return {task: {name: _plain(value) for name, value in row.items()} for task, row in found["results"].items()}
+
+
+def _harness(module: str) -> Any:
+    """A module of lm-evaluation-harness. Raises: UserError if the harness is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"tasks of lm-evaluation-harness need the package lm_eval ({error}); install it with pip install "
+            "'unsharp[lm_eval]'"
+        ) from None
 
 
 def _plain(value: Any) -> float | str | None:
@@ -312,4 +319,4 @@ def _plain(value: Any) -> float | str | None:
     return number if math.isfinite(number) else None
 
 
-__all__ = ["Choices", "Muse", "Question", "choice_figures", "read_muse", "read_pairs", "read_questions"]
+__all__ = ["Choices", "Muse", "Question", "choice_figures", "read_muse", "read_questions"]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from unsharp.data.streams import evaluation_batches
-from unsharp.errors import UserError
+from unsharp.errors import NonFiniteError, UserError
 from unsharp.language.likelihood import next_tokens
 from unsharp.language.samples import NOT_ASKED, TextBatch, TextSamples
 from unsharp.models.modes import evaluating
@@ -47,6 +47,9 @@ def score(model: nn.Module, samples: TextSamples, *, batch_size: int = 8) -> lis
     """The scores of each answer, in evaluation mode.
 
     Source: log-probabilities as for any causal model; mean and deviation as min-k++ (Zhang et al., ICLR 2025) has them.
+
+    Raises:
+        NonFiniteError: if a log-probability is NaN; that of an impossible token is −inf.
     """
     found: list[TokenScores] = []
     with evaluating(model):
@@ -60,11 +63,18 @@ def score(model: nn.Module, samples: TextSamples, *, batch_size: int = 8) -> lis
 
 def _scores(logits: torch.Tensor, tokens: torch.Tensor) -> TokenScores:
     log_p = logits.double().log_softmax(1)
+    _check_numbers(log_p)
     p = log_p.exp()
     mean = (p * log_p.nan_to_num(neginf=0.0)).sum(1)
     squares = (p * (log_p.nan_to_num(neginf=0.0) - mean[:, None]).square()).sum(1)
     parts = (log_p.gather(1, tokens[:, None])[:, 0], mean, squares.sqrt(), log_p.argmax(1) == tokens)
     return TokenScores(*(part.cpu().numpy() for part in parts))
+
+
+def _check_numbers(values: torch.Tensor) -> None:
+    """Refuse NaN, of which argmax makes a token, so that a broken model would look like one that forgot."""
+    if bool(values.isnan().any()):
+        raise NonFiniteError("the model gives NaN as log-probability of a token; its weights are broken")
 
 
 # --- of one answer ----------------------------------------------------------------------------------------------------
@@ -216,31 +226,47 @@ def greedy_answers(
 ) -> list[str]:
     """What the model says after each prompt, taking the likeliest token each time, up to an end token.
 
+    An answer does not depend on the prompts beside it: those with room for as many tokens go forward together.
+
     Args:
         model: A causal model of transformers.
         tokenizer: Its tokenizer.
-        prompts: Tokens of each prompt, at least one in each.
+        prompts: Tokens of each prompt; behind one without any, nothing is said.
         new_tokens: Tokens of an answer at most.
-        context: Tokens that the model takes at most; None where it does not say.
+        context: Tokens that the model takes at most, where an answer ends; None where it does not say.
         batch_size: Prompts that go forward together.
+
+    Raises:
+        NonFiniteError: if a log-probability is NaN.
     """
-    pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
-    device, said = next(model.parameters()).device, []
+    rooms = [0 if not p else new_tokens if context is None else min(new_tokens, context - len(p)) for p in prompts]
+    said = [""] * len(prompts)
     with evaluating(model):
-        for first in range(0, len(prompts), batch_size):
-            some = prompts[first : first + batch_size]
-            width = max(map(len, some))
-            n = new_tokens if context is None else min(new_tokens, context - width)
-            if n < 1 or not all(some):
-                said += [""] * len(some)
-                continue
-            rows = torch.tensor([[pad] * (width - len(p)) + list(p) for p in some], device=device)
-            mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in some], device=device)
-            generate: Any = model.generate
-            ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": pad}
-            found = generate(input_ids=rows, attention_mask=mask, max_new_tokens=n, do_sample=False, **ends)
-            said += [tokenizer.decode(_until(row, tokenizer.eos_token_id)) for row in found[:, width:].tolist()]
+        for room in sorted({n for n in rooms if n > 0}):
+            places = [i for i, n in enumerate(rooms) if n == room]
+            for first in range(0, len(places), batch_size):
+                some = places[first : first + batch_size]
+                for i, answer in zip(some, _continued(model, tokenizer, [prompts[i] for i in some], room)):
+                    said[i] = answer
     return said
+
+
+def _continued(model: nn.Module, tokenizer: Any, prompts: Sequence[Sequence[int]], n: int) -> list[str]:
+    """The n likeliest tokens behind each prompt of a batch, as text."""
+    pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
+    device, width = next(model.parameters()).device, max(map(len, prompts))
+    rows = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+
+    def checked(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        _check_numbers(logits)
+        return logits
+
+    generate: Any = model.generate
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": pad}
+    how = {"max_new_tokens": n, "do_sample": False, "logits_processor": [checked]}
+    found = generate(input_ids=rows, attention_mask=mask, **how, **ends)
+    return [tokenizer.decode(_until(row, tokenizer.eos_token_id)) for row in found[:, width:].tolist()]
 
 
 def _until(tokens: list[int], end: int | None) -> list[int]:

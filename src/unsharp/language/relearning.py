@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from unsharp.data.samples import Batch
 from unsharp.data.streams import Stream
 from unsharp.engine import Loop, LoopConfig, OptimizerConfig, Schedule
-from unsharp.errors import UserError, unknown
+from unsharp.errors import NonFiniteError, UserError, unknown
 from unsharp.evaluation.relearning import l2_apart
 from unsharp.language import evaluation
 from unsharp.language.config import LoRA
@@ -204,7 +204,7 @@ class Attack:
             (from the original, in units of the distance at the start).
 
         Raises:
-            NonFiniteError: if a step is not finite.
+            NonFiniteError: if a step or a figure of a row is not finite.
         """
         network = copy.deepcopy(model)
         way = None if self.config.lora is not None else _Way(network, original)
@@ -242,7 +242,11 @@ class Attack:
             found |= {f"{name}_{what}": value for what, value in figures(mine).items()}
         if whole and self.answers is not None and len(self.answered):
             found |= {f"forget_{what}": value for what, value in self.answers(network, self.answered).items()}
-        return found if way is None else found | way.gone(network)
+        found |= {} if way is None else way.gone(network)
+        for name, value in found.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(f"{name} is {value} in a curve of relearning; the weights of the model are broken")
+        return found
 
     def _spread(self, positions: np.ndarray) -> np.ndarray:
         return positions[:: max(1, math.ceil(len(positions) / self.watched))]

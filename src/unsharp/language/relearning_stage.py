@@ -89,7 +89,7 @@ def relearn_texts(
     Args:
         speakers: By name: `UNLEARNED`, and any of `ORIGINAL` and `RETRAINED`; their adapters are merged.
         texts: By what they are: "forget", and any of "retain", "other", and "judge" (texts that are judged in place of
-            the forgotten ones that are left).
+            the forgotten ones that are left, none of them among those that an attack may fine-tune on).
         out: The run directory; None names it by its content.
         at: Device and the like.
         plan: The attacks.
@@ -101,6 +101,8 @@ def relearn_texts(
     """
     check_apart(texts["forget"], texts.get("retain", ()))
     check_apart(texts["forget"], texts.get("other", ()), "other")
+    for on in plan.on:
+        check_apart(texts.get(on, ()), texts.get("judge", ()), "judge", what=on)
     if "other" in texts and "other" not in plan.on:
         raise UserError("unrelated texts are given, and no attack uses them; add other to the attacks")
     samples = _shared_samples(speakers, texts)

@@ -200,20 +200,23 @@ def _first(value: Mapping[str, Any], keys: Sequence[str]) -> Any:
     return next((value[key] for key in keys if key in value), None)
 
 
-def check_apart(forget: Sequence[Pair], retain: Sequence[Pair], others: str = "retain") -> None:
+def check_apart(
+    forget: Sequence[Pair], retain: Sequence[Pair], others: str = "retain", *, what: str = "forget"
+) -> None:
     """Raise UserError if a text is to be forgotten and is among the others too; case and spaces do not count.
 
     Args:
         forget: What is to be forgotten.
         retain: What is not.
         others: What the latter are, for the message.
+        what: What the former are, likewise.
     """
     kept = {_plain(pair) for pair in retain}
     both = [pair for pair in forget if _plain(pair) in kept]
     if both:
         shown = (both[0].prompt or both[0].answer)[:60]
         raise UserError(
-            f"{len(both)} texts are in forget and in {others} ({shown!r} among them); a text can be in one of them "
+            f"{len(both)} texts are in {what} and in {others} ({shown!r} among them); a text can be in one of them "
             f"only: take them out of {others}"
         )
 
