@@ -328,7 +328,8 @@ def test_what_does_not_fit_is_refused_before_any_work(tmp_path: Path, speakers: 
 def test_the_page_escapes_names(tmp_path: Path):
     row = {"step": 0.0, "epoch": 0.0, "passes": 0.0, "seed": 0, "forget_probability": 0.25}
     rows = [row | {"model": "<b>x"}, row | {"model": "<b>x", "epoch": 1.0, "forget_probability": 0.5}]
-    write_relearning(tmp_path / "p.html", {"forget": {"config": {"n": 3}, "rows": rows}}, "<svg></svg>", ["<i>y"])
+    found = {"forget": {"config": {"n": 3}, "rows": rows}}
+    write_relearning(tmp_path / "p.html", found, "<svg></svg>", ["<i>y"], reference="retrained")
     page = (tmp_path / "p.html").read_text()
     assert "<b>" not in page
     assert "<i>" not in page
