@@ -33,7 +33,7 @@ BESIDE = {"reference", "new_tokens"}
 OF_EVALUATION = {"holdout", "real_authors", "world_facts"}
 OF_RELEARNING = {"on", "n", "steps", "look_every", "seeds", "watched", "original", "other", "judge"}
 LOOP = {f.name for group in (LoRAFields, OptimizerFields, LanguageFields) for f in dataclasses.fields(group)} | {"seed"}
-LOOP -= {"batch_size", "sharpness", "leading", "mask_fraction", "mask_select", "mask_per_layer"}
+LOOP -= {"batch_size", "sharpness", "leading"} | {name for name in LOOP if name.startswith("mask_")}
 """What a fine-tuning takes of the options of a loop."""
 OF_UNLEARNING = {"mask", "refusals", *(f.name for f in dataclasses.fields(Objective))} - {"batch_size"} - LOOP
 LAID_OUT = {f.name for f in dataclasses.fields(FormFields)} - {"too_long"}
