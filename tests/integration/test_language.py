@@ -21,7 +21,8 @@ from unsharp.language import models
 from unsharp.language.likelihood import answer_losses
 
 pytest.importorskip("transformers")
-QUICK = ("--threads", "1", "--quiet", "--template", "plain")
+PLAIN = ("--threads", "1", "--quiet")
+QUICK = (*PLAIN, "--template", "plain")
 
 
 def rows(first: int, n: int) -> list[dict[str, Any]]:
@@ -45,7 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = lm.tokenizer()
     for name, known in (("model", lm.facts(0, 8)), ("retrained", lm.facts(4, 4))):
         torch.manual_seed(0)
-        model = lm.gpt2(len(words), context=200)
+        model = lm.gpt2(len(words), context=80)
         samples = lm.samples(model, words, [], known)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         for _ in range(80):
@@ -135,6 +136,9 @@ def test_forgotten_texts_are_taught_again_beside_a_retrained_model(place: Path):
         (("--on", "retian"), "did you mean 'retain'"),
         (("--objective", "npo"), "relearn does not take --objective"),
         (("--holdout", "x"), "relearn does not take --holdout"),
+        (("--mask-n-probes", 5), "relearn does not take --mask-n-probes"),
+        (("--mask-score-on", "forget"), "relearn does not take --mask-score-on"),
+        (("--mask-score-samples", 5), "relearn does not take --mask-score-samples"),
         (("--n", 2, "--steps", 5, "--look-every", 2), "divides"),
         (("--max-length", 5), "tokens"),
         (("--lora-rank", 2, "--lora-targets", "nowhere"), "LoRA does not fit the model"),
@@ -150,7 +154,23 @@ def test_attacks_that_cannot_be_are_refused_and_leave_nothing(place: Path, more:
     assert not (place / "refused").exists()
 
 
+def widened(place: Path, name: str, context: int = 200) -> Path:
+    """A trained model with places for whole answers of MUSE, of which it was taught nothing."""
+    found = models.load(place / name, torch.device("cpu"))
+    known = found.model.transformer.wpe.weight.detach()  # pyright: ignore
+    torch.manual_seed(0)
+    wide = lm.gpt2(len(found.tokenizer), context=context)
+    own = wide.state_dict()
+    state = {k: v for k, v in found.model.state_dict().items() if k in own and v.shape == own[k].shape}
+    wide.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        wide.transformer.wpe.weight[: len(known)] = known  # pyright: ignore
+    models.save(place / f"wide-{name}", wide, found.tokenizer)
+    return place / f"wide-{name}"
+
+
 def test_published_tests_are_asked_of_both_models(place: Path):
+    model, retrained = (widened(place, name) for name in ("model", "retrained"))
     homes = [row["answer"].split()[3] for row in rows(0, 4)]
     asked = [
         {"question": row["question"], "choices": [f"{row['answer'].split()[0]} lives in {t}" for t in ("Rome", home)]}
@@ -165,8 +185,8 @@ def test_published_tests_are_asked_of_both_models(place: Path):
     for name, first in (("forget", 0), ("holdout", 8)):
         texts = [{"text": f"Question: {r['question']}\nAnswer: {r['answer']}"} for r in rows(first, 4)]
         (place / "muse" / "privleak" / f"{name}.json").write_text(json.dumps(texts))
-    line = ("language", "benchmark", "--model", place / "model", "--wmdp", place / "wmdp.jsonl", "--choices", "answers")
-    whole = (*line, "--muse", place / "muse", "--reference", place / "retrained", *QUICK)
+    line = ("language", "benchmark", "--model", model, "--wmdp", place / "wmdp.jsonl", "--choices", "answers")
+    whole = (*line, "--muse", place / "muse", "--reference", retrained, *PLAIN)
     found = done(*whole, "--out", place / "asked", "--json").json
     assert found["model"]["wmdp"]["accuracy"] == 1.0
     assert found["model"]["wmdp"]["choices"] == "answers"
@@ -178,15 +198,18 @@ def test_published_tests_are_asked_of_both_models(place: Path):
     for more, why in (
         (("--lm-eval", "mmlu,wmdp"), "pip install 'unsharp[lm_eval]'"),
         (("--forget", "x"), "benchmark does not take --forget"),
+        (("--template", "plain", "--max-length", 9), "benchmark does not take --template --max-length"),
+        (("--prompt-form", "{prompt}?"), "benchmark does not take --prompt-form"),
+        (("--answer-form", "{answer}!"), "benchmark does not take --answer-form"),
         (("--choices", "words"), "unknown choices"),
         (("--mmlu", place / "texts.json:forget"), "needs question, choices and answer"),
         (("--muse", place / "model"), "nothing of MUSE"),
     ):
-        refused = call(*line, *QUICK, *more, "--out", place / "refused")
+        refused = call(*line, *PLAIN, *more, "--out", place / "refused")
         assert (refused.code, why in refused.err) == (2, True), refused.err
-    refused = call("language", "benchmark", "--model", place / "model", *QUICK)
+    refused = call("language", "benchmark", "--model", model, *PLAIN)
     assert (refused.code, "nothing is asked" in refused.err) == (2, True), refused.err
-    refused = call("language", "relearn", "--model", place / "model", *QUICK)
+    refused = call("language", "relearn", "--model", model, *QUICK)
     assert (refused.code, "relearn needs --forget" in refused.err) == (2, True), refused.err
 
 

@@ -335,6 +335,20 @@ def test_without_the_harness_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "no").exists()
 
 
+def test_of_a_form_only_what_happens_to_long_texts_names_a_run(tmp_path: Path):
+    who, at = speaker(), Setting(device=torch.device("cpu"), store=tmp_path)
+    asked = stage.Benchmarks(questions={"wmdp": questions(2)})
+
+    def ran(**form: Any) -> Any:
+        other = dataclasses.replace(who, form=dataclasses.replace(lm.FORM, **form))
+        return stage.benchmark_model(other, asked, tmp_path / "run", at)
+
+    assert not ran().reused
+    assert ran(template="auto", prompt_form="{prompt}", answer_form="{answer}", max_length=9).reused
+    with pytest.raises(UserError, match="too_long"):
+        ran(too_long="cut")
+
+
 def test_what_does_not_fit_is_refused_before_any_work(tmp_path: Path):
     at = Setting(device=torch.device("cpu"), store=tmp_path)
     muse = read_muse(muse_at(tmp_path / "muse"))

@@ -13,7 +13,18 @@ import tyro
 from unsharp import config
 from unsharp.commands.shared import run_answer, setting
 from unsharp.errors import UserError, unknown
-from unsharp.options import Common, Count, Form, LanguageFields, LoRAFields, Objective, OptimizerFields, Text, Words
+from unsharp.options import (
+    Common,
+    Count,
+    Form,
+    FormFields,
+    LanguageFields,
+    LoRAFields,
+    Objective,
+    OptimizerFields,
+    Text,
+    Words,
+)
 
 if TYPE_CHECKING:
     from unsharp.language import Pair
@@ -22,15 +33,17 @@ BESIDE = {"reference", "new_tokens"}
 OF_EVALUATION = {"holdout", "real_authors", "world_facts"}
 OF_RELEARNING = {"on", "n", "steps", "look_every", "seeds", "watched", "original", "other", "judge"}
 LOOP = {f.name for group in (LoRAFields, OptimizerFields, LanguageFields) for f in dataclasses.fields(group)} | {"seed"}
-LOOP -= {"batch_size", "sharpness", "leading", "mask_fraction", "mask_select", "mask_per_layer"}
+LOOP -= {"batch_size", "sharpness", "leading"} | {name for name in LOOP if name.startswith("mask_")}
 """What a fine-tuning takes of the options of a loop."""
 OF_UNLEARNING = {"mask", "refusals", *(f.name for f in dataclasses.fields(Objective))} - {"batch_size"} - LOOP
+LAID_OUT = {f.name for f in dataclasses.fields(FormFields)} - {"too_long"}
+"""What published tests have in a form of their own."""
 OF_BENCHMARKS = {"wmdp", "mmlu", "choices", "muse", "lm_eval"}
 NOT_TAKEN = {
     "unlearn": BESIDE | OF_EVALUATION | OF_RELEARNING | OF_BENCHMARKS,
     "evaluate": OF_RELEARNING | OF_UNLEARNING | LOOP | OF_BENCHMARKS,
     "relearn": OF_EVALUATION | OF_UNLEARNING | OF_BENCHMARKS,
-    "benchmark": {"forget", "retain", "new_tokens"} | OF_EVALUATION | OF_RELEARNING | OF_UNLEARNING | LOOP,
+    "benchmark": {"forget", "retain", "new_tokens"} | LAID_OUT | OF_EVALUATION | OF_RELEARNING | OF_UNLEARNING | LOOP,
 }
 
 

@@ -62,7 +62,7 @@ def benchmark_model(
     """Ask a model what published tests ask, beside a model that was retrained without the forgotten texts.
 
     Args:
-        speaker: The model that forgot.
+        speaker: The model that forgot; of its form, `too_long` alone counts.
         asked: The tests.
         out: The run directory; None names it by its content.
         at: Device and the like.
@@ -82,7 +82,7 @@ def benchmark_model(
         "models": {name: models.digest(one.model) for name, one in speakers.items()},
         "texts": {name: one.fingerprint for name, one in prepared.items()},
         "asked": config.digest(asked),
-        "form": speaker.form,
+        "too_long": speaker.form.too_long,
         "batch_size": batch_size,
     }
 

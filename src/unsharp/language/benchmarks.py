@@ -158,6 +158,8 @@ def _column(file: Path, row: Any, name: str) -> str:
 def asked_as(question: Question, choices: Choices) -> list[tuple[str, str]]:
     """The prompt and what may follow it, for each choice, as lm-evaluation-harness words them.
 
+    The harness's line on the subject, which comes before the question, is left out.
+
     Args:
         question: The question.
         choices: "letters" lists the choices in the prompt and offers their letters (tasks wmdp and mmlu); "answers"
