@@ -21,7 +21,16 @@ from unsharp.sharpness import RULES
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
-ELSEWHERE = {"--asked-only", "--check", "--data-dir", "--help", "--logdir", "--tyro-print-completion", "--version"}
+ELSEWHERE = {
+    "--asked-only",
+    "--check",
+    "--data-dir",
+    "--help",
+    "--logdir",
+    "--tasks",
+    "--tyro-print-completion",
+    "--version",
+}
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = re.compile(r"^```bash\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
