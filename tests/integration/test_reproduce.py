@@ -44,6 +44,7 @@ def test_a_figure_of_the_paper_is_made_and_found_again(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "results.csv").read_bytes() == before
 
 
+@pytest.mark.slow  # the choice itself is tested apart; this is the way through the command
 def test_settings_are_chosen_on_a_seed_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def small(task: problems.Task, where: problems.Where) -> problems.Problem:
         whole = problems._smoke(task, where)
