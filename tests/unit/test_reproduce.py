@@ -137,6 +137,36 @@ def test_gaps_of_two_signs_do_not_cancel() -> None:
     assert found.effect.difference.mean == pytest.approx(1.01 - 20.01 / 3, abs=0.02)
 
 
+def test_more_merit_is_better_whatever_a_figure_asks_for() -> None:
+    better = {"higher": (2.0, 1.0), "lower": (1.0, 2.0), "nearer zero": (-1.0, 2.0)}
+    for asks, (good, bad) in better.items():
+        figure = Figure(title="", column="", better=asks)  # type: ignore[arg-type]
+        assert figure.merit(good) > figure.merit(bad)
+
+
+def test_one_claim_among_many_needs_more_than_one_alone() -> None:
+    # Differences 2, 3, 4: the interval is [0.5, 5.5] alone, and [-5.1, 11.1] together with nine others.
+    spread = (
+        1.0,
+        2.0,
+        3.0,
+    )
+    rows = [
+        {"variant": v, "pretraining": "SGD", "forget": "high", "seed": s, "tow": 1.0 + d if v == "a" else 0.0}
+        for v in ("a", "b")
+        for s, d in enumerate(spread)
+    ]
+    claim = Claim(claim="C1", says="", better={"variant": "a"}, worse={"variant": "b"})
+    figures = (Figure(title="", column="tow", better="higher"),)
+
+    def verdict(n: int) -> str:
+        return decide(Reproduction(title="", shows="", figures=figures, compared=(), claims=(claim,) * n), rows)[
+            0
+        ].verdict
+
+    assert (verdict(1), verdict(10)) == ("holds", "undecided")
+
+
 def test_a_seed_that_lacks_a_cell_takes_part_in_no_mean() -> None:
     rows = rows_of(np.random.default_rng(0), seeds=3)
     lost = next(r for r in rows if r["variant"] == "a" and r["seed"] == 1)

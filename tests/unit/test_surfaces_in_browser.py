@@ -164,7 +164,9 @@ def test_what_is_out_of_view_is_given_back_and_comes_as_it_was(browser: Browser,
     assert browser.run("document.querySelectorAll('.scene canvas').length") == 0
     browser.run("document.querySelector('.turning').scrollIntoView()")
     browser.until("document.querySelector('.turning').dataset.drawn === 'yes'")
-    for now, then in zip(eyes(browser), turned):
+    back = eyes(browser)
+    assert len(back) == len(turned) == 2
+    for now, then in zip(back, turned):
         assert now == pytest.approx(then)
     assert serious(browser) == []
 
