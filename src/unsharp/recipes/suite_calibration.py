@@ -189,9 +189,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def page(options: Options, rows: Sequence[Mapping[str, Any]]) -> str:
     """The tables in Markdown."""
     versions = runtime.versions()
+    asked = "" if options.tasks == TASKS else f" --tasks {' '.join(options.tasks)}"
     lines = [
-        f"`python -m unsharp.recipes.suite_calibration --out DIR`: {options.repeats} repeats of {options.seeds} seeds, "
-        f"{options.epochs} epochs, torch {versions['torch']}, on a processor; {datetime.date.today().isoformat()}.",
+        f"`python -m unsharp.recipes.suite_calibration --out DIR{asked}`: {options.repeats} repeats of "
+        f"{options.seeds} seeds, {options.epochs} epochs, torch {versions['torch']}, on a processor, one thread a run; "
+        f"{datetime.date.today().isoformat()}.",
     ]
     for task in options.tasks:
         mine = [row for row in rows if row["task"] == task]
