@@ -310,6 +310,8 @@ def page(options: Options, facts: Rows) -> str:
         "\n".join(["| asked | found | holds |", "|---|---|---|", *asked]),
         "Share of facts that are answered rightly:",
         _table(options, facts),
+        f"Differences paired by seed, and the seeds whose ratio is at most {RATIO}:",
+        _differences(options, facts),
         "![Accuracy on the other forgotten facts, by step of the attack](language_relearning.svg)",
     ]
     return "\n\n".join(parts) + "\n"
@@ -329,6 +331,22 @@ def _table(options: Options, facts: Rows) -> str:
         cells.append(f"{holds} of {len(facts)}" if name in VARIANTS and name != NPO else "–")
         cells.append(f"{np.mean([m['seconds'] for m in mine]):.1f}" if name in VARIANTS else "–")
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _differences(options: Options, facts: Rows) -> str:
+    """Each variant beside plain NPO and the retrained model, and SAM beside the penalty of equal strength."""
+    last = options.relearned[-1]
+    heads = ["retain less NPO's", f"forget after N={last} less NPO's", "less the retrained model's", f"ratio ≤ {RATIO}"]
+    lines = [f"| model | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    for name in VARIANTS:
+        kept = [f["models"][name]["retain"] - f["models"][NPO]["retain"] for f in facts]
+        less = [[at_end(f, name, last) - at_end(f, other, last) for f in facts] for other in (NPO, RETRAINED)]
+        low = sum(at_end(f, name, last) <= RATIO * at_end(f, NPO, last) for f in facts)
+        cells = [_spread(kept, sign=True), *(_spread(values, sign=True) for values in less), f"{low} of {len(facts)}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    apart = [at_end(f, SAM_SMALL, last) - at_end(f, PENALTY, last) for f in facts]
+    lines.append(f"| {SAM_SMALL}, less that of the gradient penalty | – | {_spread(apart, sign=True)} | – | – |")
     return "\n".join(lines)
 
 

@@ -117,11 +117,12 @@ def _pool_row(networks: int, mem: np.ndarray, problem: Problem) -> dict[str, Any
 def page(options: Options, rows: list[dict[str, Any]], planted: Planted, networks: int) -> str:
     """The table in Markdown."""
     given = " --scores FILE:KEY" if options.scores else ""
+    held = f"memorization by {networks} networks; " if networks else ""
     intro = (
         f"`python -m unsharp.recipes.proxies --data {options.data} --data-dir DIR{given} --out DIR --classes "
         f"{options.classes} --per-class {options.per_class} --arch {options.arch} --width {options.width} --epochs "
         f"{options.epochs} --seed {options.seed}`: {len(planted.wrong):,} samples, {planted.wrong.sum()} of them with "
-        f"a wrong label; memorization by {networks} networks; torch {runtime.versions()['torch']}, "
+        f"a wrong label; {held}torch {runtime.versions()['torch']}, "
         f"{datetime.date.today().isoformat()}. Passes are over the whole data, one forward and backward; a given "
         f"network's own {options.epochs} are not counted."
     )
