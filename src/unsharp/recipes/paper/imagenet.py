@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from unsharp.recipes.paper.base import Claim, Reproduction, register
+from unsharp.recipes.paper.base import Reproduction, register
 from unsharp.recipes.paper.variants import (
     GAPS,
     PUBLISHED_UNKNOWN,
     RULES,
     SIGNED,
     TOW,
+    best,
     method,
     published_averages,
     sharp_minmax,
@@ -27,15 +28,7 @@ register(
         compared=(*NEGGRADS, FULL),
         task="imagenet",
         baseline="NegGrad",
-        claims=tuple(
-            Claim(
-                claim="C2",
-                says=f"Sharp MinMax does better than {other.name}",
-                better={"variant": FULL.name},
-                worse={"variant": other.name},
-            )
-            for other in NEGGRADS
-        ),
+        claims=best(FULL, NEGGRADS),
         published=published_averages(
             {"NegGrad": 83.83, "NegGrad, SAM 0.1": 83.68, "NegGrad, ASAM 1.0": 84.84, FULL.name: 87.90}, AVERAGE
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unsharp.recipes.paper.base import Claim, Reproduction, register
+from unsharp.recipes.paper.base import Reproduction, register
 from unsharp.recipes.paper.variants import (
     AVERAGE,
     GAPS,
@@ -11,6 +11,7 @@ from unsharp.recipes.paper.variants import (
     SETTINGS_UNKNOWN,
     SIGNED,
     TOW,
+    best,
     method,
     published_averages,
     sharp_minmax,
@@ -27,15 +28,7 @@ register(
         figures=(TOW, SIGNED, *GAPS),
         compared=(*NEGGRADS, FULL),
         baseline="NegGrad",
-        claims=tuple(
-            Claim(
-                claim="C2",
-                says=f"Sharp MinMax does better than {other.name}",
-                better={"variant": FULL.name},
-                worse={"variant": other.name},
-            )
-            for other in NEGGRADS
-        ),
+        claims=best(FULL, NEGGRADS),
         published=published_averages(
             {"NegGrad": 81.80, "NegGrad, SAM 0.1": 72.78, "NegGrad, ASAM 1.0": 83.11, FULL.name: 87.90}, AVERAGE
         ),

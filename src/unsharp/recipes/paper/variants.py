@@ -91,6 +91,19 @@ def sharper(names: Iterable[str], claim: str, says: str, figure: str = "tow") ->
     )
 
 
+def best(full: Compared, others: Iterable[Compared]) -> tuple[Claim, ...]:
+    """That Sharp MinMax is better than each of the others (C2)."""
+    return tuple(
+        Claim(
+            claim="C2",
+            says=f"Sharp MinMax does better than {other.name}",
+            better={"variant": full.name},
+            worse={"variant": other.name},
+        )
+        for other in others
+    )
+
+
 def published_averages(names: Mapping[str, float], about: str) -> tuple[Published, ...]:
     """The paper's average ToW of some variants."""
     return tuple(Published(of={"variant": name}, value=value, about=about) for name, value in names.items())
