@@ -146,11 +146,7 @@ def test_more_merit_is_better_whatever_a_figure_asks_for() -> None:
 
 def test_one_claim_among_many_needs_more_than_one_alone() -> None:
     # Differences 2, 3, 4: the interval is [0.5, 5.5] alone, and [-5.1, 11.1] together with nine others.
-    spread = (
-        1.0,
-        2.0,
-        3.0,
-    )
+    spread = (1.0, 2.0, 3.0)
     rows = [
         {"variant": v, "pretraining": "SGD", "forget": "high", "seed": s, "tow": 1.0 + d if v == "a" else 0.0}
         for v in ("a", "b")
